@@ -1,0 +1,221 @@
+// Every op of SpecBranch, declared once: a parameter struct whose comments give the shape of each pointer, and one
+// `run(params, stream)` per backend. Kernels know pointers, sizes and a stream, nothing of tensors or Python.
+//
+// Letters: B batch, G draft length, V vocabulary, K branches, N tree nodes (queries), T tree slots, S cache slots,
+//          L layers, Hq / Hkv query / key-value heads, D head dimension.
+// Unless a stride is named, arrays are contiguous in the shape given. -1 means "no token" / "none" everywhere.
+// Floating point inputs may be float32, bfloat16 or float16 (DType); all arithmetic is float32 or wider.
+#pragma once
+
+#include <cstdint>
+
+namespace specbranch {
+
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// How a token is drawn from a row of logits.
+//   kInverseCdf: one uniform per position, inverse CDF in a fixed block order ("rejection" verification).
+//   kGumbel:     argmax of logit/temperature + Gumbel noise keyed by (seed, position, token) ("coupled").
+enum class Draw : int32_t { kInverseCdf = 0, kGumbel = 1 };
+
+// A matrix of logits: `rows` leading coordinates, last dimension contiguous.
+struct Logits {
+  const void* data;
+  DType dtype;
+  int64_t stride0;  // elements between batch rows
+  int64_t stride1;  // elements between positions of one batch row (0 for 2-D inputs)
+};
+
+// ---------------------------------------------------------------------------------------------- sampling
+// Keep the logits >= cutoff[b]: the combined threshold of top-k, then top-p of what is left, and min-p.
+struct LogitCutoffParams {
+  int64_t B, V;
+  Logits logits;             // [B, V]
+  const float* temperature;  // [B], 0 = greedy (cutoff is then the maximum)
+  const int32_t* top_k;      // [B], 0 = off
+  const float* top_p;        // [B], 1 = off
+  const float* min_p;        // [B], 0 = off
+  float* cutoff;             // out [B]; -inf: nothing cut; NaN: the row has a NaN logit
+};
+
+struct SampleParams {
+  int64_t B, V;
+  Draw draw;
+  Logits logits;             // [B, V]
+  const float* temperature;  // [B], 0 = argmax, lowest index on ties
+  const float* cutoff;       // [B] or nullptr
+  const int64_t* seed;       // [B]
+  const int64_t* position;   // [B] absolute position of the token to be drawn
+  const int32_t* lane;       // [B] or nullptr (0): separates branches that draw at the same position
+  int32_t purpose;           // Philox purpose word, see common/philox.h
+  int32_t* token;            // out [B]; -1: the row has a NaN logit, or no finite one
+  float* probability;        // out [B] of the token, transformed distribution (temperature 1 where temperature is 0)
+  float* max_probability;    // out [B] of the same distribution
+  float* entropy;            // out [B] nats
+};
+
+struct BranchTopkParams {
+  int64_t B, V, K;           // K = k_max
+  Draw draw;                 // kGumbel: candidates are the top k of logit/temperature + noise
+  Logits logits;             // [B, V]
+  const float* temperature;  // [B]
+  const float* cutoff;       // [B] or nullptr
+  const int64_t* seed;       // [B] (kGumbel only, may be nullptr otherwise)
+  const int64_t* position;   // [B] (kGumbel only, may be nullptr otherwise)
+  int32_t* candidates;       // out [B, K], -1 beyond num_branches, best first
+  int32_t* num_branches;     // out [B] = max(1, floor(K * (1 - confidence))), at most the tokens above the cutoff; 0: NaN row
+  float* confidence;         // out [B] max probability (temperature 1 where temperature is 0)
+};
+
+// ---------------------------------------------------------------------------------------------- verification
+// One chain with branch candidates after it. Row i of target_logits is the distribution of the token at
+// position[b] + i, i.e. after i chain tokens.
+struct VerifyParams {
+  int64_t B, G, V, K;
+  Draw draw;                    // kInverseCdf: rejection sampling; kGumbel: coupled (draft_logits unused)
+  Logits target_logits;         // [B, G+1, V]
+  Logits draft_logits;          // [B, G, V]; data may be nullptr when coupled or G = 0
+  const int32_t* draft_tokens;  // [B, G]
+  const int32_t* chain_length;  // [B], 0..G
+  const int32_t* branch_tokens; // [B, K]
+  const int32_t* num_branches;  // [B], 0..K
+  const float* temperature;     // [B]
+  const float* target_cutoff;   // [B, G+1] or nullptr
+  const float* draft_cutoff;    // [B, G] or nullptr
+  const int64_t* seed;          // [B]
+  const int64_t* position;      // [B] absolute position of draft_tokens[b, 0]
+  int32_t* num_accepted;        // out [B]; -1: a NaN logit was met
+  int32_t* next_token;          // out [B]; recovered or bonus token; -1: a NaN logit was met
+  int32_t* survivor;            // out [B]; index of the branch equal to next_token after a full chain, else -1
+};
+
+// The same over a tree. A node's children are either all deterministic candidates (matched against one draw of the
+// target) or all i.i.d. samples of the same draft row (multi-round rejection sampling).
+struct VerifyTreeParams {
+  int64_t B, N, V;
+  Draw draw;
+  Logits target_logits;      // [B, N+1, V]; row 0: after the committed prefix, row i+1: after node i
+  Logits draft_logits;       // [B, N+1, V]; row r: the distribution that the children of r were sampled from
+  const int32_t* tokens;     // [B, N]
+  const int32_t* parents;    // [B, N], -1 = root, parents[i] < i
+  const uint8_t* sampled;    // [B, N] 1: drawn from the draft row, 0: deterministic candidate; nullptr: all 0
+  const int32_t* num_nodes;  // [B], 0..N
+  const float* temperature;  // [B]
+  const float* target_cutoff;// [B, N+1] or nullptr
+  const float* draft_cutoff; // [B, N+1] or nullptr
+  const int64_t* seed;       // [B]
+  const int64_t* position;   // [B] absolute position of the children of the root
+  int32_t* num_accepted;     // out [B]; nodes on the accepted path; -1: NaN
+  int32_t* path;             // out [B, N]; accepted nodes from the root, -1 beyond
+  int32_t* next_token;       // out [B]; the target's token after the path; -1: NaN
+};
+
+// ---------------------------------------------------------------------------------------------- tree and cache
+struct TreeMaskParams {
+  int64_t B, N, W;           // W = ceil(N / 32)
+  const int32_t* parents;    // [B, N], -1 = root, parents[i] < i
+  uint32_t* bits;            // out [B, N, W]; bit j of row i: j is i or an ancestor of i
+  int32_t* depth;            // out [B, N]; 0 for children of the root
+};
+
+// Slot cache of one layer: [2, B, Hkv, S, D], last dimension contiguous; kv_stride .. slot_stride in elements.
+struct CacheLayer {
+  void* data;
+  DType dtype;
+  int64_t kv_stride, batch_stride, head_stride, slot_stride;
+};
+
+struct TreeAttentionParams {
+  int64_t B, N, Hq, Hkv, S, D, W;
+  float scale;
+  DType dtype;                    // of q, cache and out
+  const void* q;                  // [B, N, Hq, D]
+  CacheLayer cache;
+  const int32_t* prefix_length;   // [B] slots 0..prefix-1 are visible to every query
+  const uint32_t* ancestor_bits;  // [B, N, W] bit j: slot prefix_length[b] + j is visible; nullptr: causal (query i
+                                  // sees slots prefix_length[b] + 0..i)
+  void* out;                      // [B, N, Hq, D]; a query that sees nothing gets zeros
+};
+
+struct KvWriteParams {
+  int64_t B, N, Hkv, S, D;
+  DType dtype;
+  const void* key;       // [B, N, Hkv, D]
+  const void* value;     // [B, N, Hkv, D]
+  const int32_t* slots;  // [B, N] destination slot, -1: skip
+  CacheLayer cache;
+};
+
+// Slots of the kept path become contiguous at dst_start, all layers, K and V. source_slots ascend strictly and
+// source_slots[b, i] >= dst_start[b] + i, so that moving in order overwrites nothing that is still needed.
+struct KvCommitParams {
+  int64_t L, B, M, Hkv, S, D;
+  DType dtype;
+  void* cache;                  // [L, 2, B, Hkv, S, D] contiguous
+  const int32_t* source_slots;  // [B, M]
+  const int32_t* dst_start;     // [B]
+  const int32_t* length;        // [B] how many of the M move
+};
+
+// ---------------------------------------------------------------------------------------------- around the products
+// qkv of N tokens: normalise q and k heads where weights are given (Qwen3), rotate (rotate-half RoPE), write k and v
+// into their slots, return q.
+struct RopeKvWriteParams {
+  int64_t B, N, Hq, Hkv, S, D, P;  // P rows in the rotary tables
+  DType dtype;
+  float eps;
+  const void* qkv;           // [B, N, (Hq + 2 Hkv) * D]
+  const void* q_norm;        // [D] or nullptr
+  const void* k_norm;        // [D] or nullptr
+  const float* cos_table;    // [P, D/2]
+  const float* sin_table;    // [P, D/2]
+  const int32_t* positions;  // [B, N] row of the tables
+  const int32_t* slots;      // [B, N]
+  CacheLayer cache;
+  void* q;                   // out [B, N, Hq, D]
+};
+
+// residual += delta (if given); out = residual / rms(residual) * weight.
+struct AddRmsNormParams {
+  int64_t rows, D;
+  DType dtype;
+  float eps;
+  const void* delta;   // [rows, D] or nullptr
+  const void* weight;  // [D]
+  void* residual;      // in/out [rows, D]
+  void* out;           // [rows, D]
+};
+
+// out = silu(gate) * up.
+struct SiluMulParams {
+  int64_t rows, F;
+  DType dtype;
+  const void* gate_up;  // [rows, 2F]: gate, then up
+  void* out;            // [rows, F]
+};
+
+// ---------------------------------------------------------------------------------------------- one run() per backend
+namespace cpu {
+void logit_cutoff(const LogitCutoffParams&);
+void sample(const SampleParams&);
+void branch_topk(const BranchTopkParams&);
+void verify(const VerifyParams&);
+void verify_tree(const VerifyTreeParams&);
+void tree_mask(const TreeMaskParams&);
+void tree_attention(const TreeAttentionParams&);
+void kv_write(const KvWriteParams&);
+void kv_commit(const KvCommitParams&);
+void rope_kv_write(const RopeKvWriteParams&);
+void add_rms_norm(const AddRmsNormParams&);
+void silu_mul(const SiluMulParams&);
+}  // namespace cpu
+
+// The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
+namespace cuda {
+void kv_commit(const KvCommitParams&, void* stream);
+}  // namespace cuda
+namespace simt {
+void kv_commit(const KvCommitParams&);
+}  // namespace simt
+
+}  // namespace specbranch
