@@ -1,0 +1,323 @@
+"""The engine: one request at a time through a policy, streamed as it is committed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from .lanes import Lanes, SerialLanes, ThreadLanes, intraop_threads
+from .models.protocol import CausalLM
+from .policies import POLICIES, Policy
+from .predictor import Predictor
+from .sampling_params import SamplingParams, check_int
+from .session import Committed, Session, Settings
+from .stats import Stats
+from .text import TextStream
+from .tokenizer import Tokenizer
+
+Done = TypeVar("Done")
+
+
+@dataclass(frozen=True)
+class Event:
+    """What one round added to the output; ``text`` lags behind ``tokens`` by what is undecided."""
+
+    tokens: list[int]
+    origins: list[str]
+    text: str
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """A finished request.
+
+    ``tokens`` are the new ones, an end-of-sequence token or the tokens of a stop string included;
+    ``text`` is None without a tokenizer and ends before a stop string. ``origins`` says of each
+    token where it came from: chain, branch, recovered, bonus or plain. ``finish_reason`` is
+    length, eos, stop or cancelled.
+    """
+
+    text: str | None
+    tokens: list[int]
+    origins: list[str]
+    stats: Stats
+    finish_reason: str
+
+
+@dataclass
+class _Request:
+    session: Session
+    stream: TextStream
+    eos: frozenset[int]
+    has_text: bool
+    started: float
+    tokens: list[int] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    finish_reason: str = ""
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    result: GenerationResult | None = None
+
+    def accept(self, committed: Committed) -> Event:
+        """Take a round's tokens up to the first that ends the request."""
+        first = len(self.tokens)
+        text = ""
+        for token, origin in zip(committed.tokens, committed.origins, strict=True):
+            self.tokens.append(token)
+            self.origins.append(origin)
+            ends = token in self.eos
+            text += "" if ends else self.stream.push(token)
+            self.finish_reason = self._reason(ends)
+            if self.finish_reason:
+                break
+        if not first:
+            self.session.stats.time_to_first_token = time.perf_counter() - self.started
+        return Event(self.tokens[first:], self.origins[first:], text)
+
+    def _reason(self, at_eos: bool) -> str:
+        if at_eos:
+            return "eos"
+        if self.stream.stopped:
+            return "stop"
+        enough = len(self.tokens) >= self.session.params.max_new_tokens
+        return "length" if enough else ""
+
+    def finish(self) -> GenerationResult:
+        """Fill in the statistics that are known only at the end."""
+        stats = self.session.stats
+        stats.new_tokens = len(self.tokens)
+        stats.seconds = time.perf_counter() - self.started
+        text = self.stream.text if self.has_text else None
+        self.result = GenerationResult(
+            text, self.tokens, self.origins, stats, self.finish_reason
+        )
+        return self.result
+
+
+class Engine:
+    """Generates text from a target model with the help of a draft, without changing the output.
+
+    Args:
+        target: the model whose distribution is kept, any ``CausalLM``.
+        draft: the small model that guesses; not needed by ``policy="ar"``.
+        tokenizer: None takes and gives token ids only.
+        policy: ``"ar"``, ``"sps"`` or ``"specbranch"``.
+        gamma, k_max, epsilon, draft_stage, verify: see ``Settings``; None takes its default.
+        max_seq_len: most tokens of prompt and output together; the models' own limit by default.
+        predictor: H-RAD; None lets the draft's confidence decide alone.
+        threads: CPU cores to use, all by default.
+        lanes: where the two models run; by default threads for policies that overlap.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+
+    def __init__(
+        self,
+        target: CausalLM,
+        draft: CausalLM | None = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        policy: str = "specbranch",
+        gamma: int | None = None,
+        k_max: int | None = None,
+        epsilon: float | None = None,
+        draft_stage: str | None = None,
+        verify: str | None = None,
+        max_seq_len: int | None = None,
+        predictor: Predictor | None = None,
+        threads: int | None = None,
+        lanes: Lanes | None = None,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"policy was {policy!r}; it must be one of {', '.join(POLICIES)}")
+        given = {
+            "gamma": gamma,
+            "k_max": k_max,
+            "epsilon": epsilon,
+            "draft_stage": draft_stage,
+            "verify": verify,
+        }
+        self.settings = Settings(**{key: val for key, val in given.items() if val is not None})  # type: ignore[arg-type]
+        needs_draft = self._new_policy(policy, predictor).needs_draft
+        if needs_draft and draft is None:
+            raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
+        self.target, self.draft = target, draft if needs_draft else None
+        self.tokenizer, self.policy, self.predictor = tokenizer, policy, predictor
+        _check_vocabularies(target, self.draft, tokenizer)
+        self.max_seq_len = self._max_seq_len(max_seq_len)
+        if threads is not None:
+            check_int("threads", threads, 1)
+        self._serial = SerialLanes(threads)
+        overlaps = self._new_policy(policy, predictor).overlaps
+        self.lanes: Lanes = lanes or (ThreadLanes(threads) if overlaps else self._serial)
+        self._uses_threads = overlaps and not isinstance(self.lanes, SerialLanes)
+        self._round_lock = threading.Lock()
+        self._active: list[_Request] = []
+        self.last_result: GenerationResult | None = None
+
+    @staticmethod
+    def _new_policy(name: str, predictor: Predictor | None) -> Policy:
+        return POLICIES[name](predictor)
+
+    def _max_seq_len(self, asked: int | None) -> int:
+        models = [model for model in (self.target, self.draft) if model is not None]
+        limit = min(model.max_seq_len for model in models)
+        if asked is None:
+            return limit
+        check_int("max_seq_len", asked, 2, limit)
+        return asked
+
+    # ------------------------------------------------------------------ public calls
+    def generate(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> GenerationResult:
+        """Generate to the end.
+
+        Args:
+            prompt: text (needs a tokenizer) or token ids, at least one.
+            params: defaults to ``SamplingParams()``.
+
+        Raises:
+            TypeError, ValueError: for a prompt or a length that does not fit, naming it.
+        """
+        request = self._open(prompt, params)
+        for _ in self._events(request):
+            pass
+        assert request.result is not None, "the loop above has ended the request"
+        return request.result
+
+    def stream(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Generator[str, None, None] | Generator[list[int], None, None]:
+        """Yield text as it is committed, never half a character; lists of ids with no tokenizer.
+
+        Closing the iterator cancels the request. ``last_result`` holds the result after the end.
+        """
+        events = self.events(prompt, params)
+        return _ids(events) if self.tokenizer is None else _texts(events)
+
+    def events(
+        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+    ) -> Generator[Event, None, None]:
+        """Like ``stream``, with the tokens of each round and where they came from."""
+        return self._events(self._open(prompt, params))
+
+    def cancel(self) -> None:
+        """End every running request after its round; may be called from another thread."""
+        for request in list(self._active):
+            request.cancelled.set()
+
+    # ------------------------------------------------------------------ the loop
+    def _events(self, request: _Request) -> Generator[Event, None, None]:
+        self._active.append(request)
+        policy = self._new_policy(self.policy, self.predictor)
+        self.last_result = None
+        try:
+            self._step(request.session.prefill)
+            while not request.finish_reason:
+                if request.cancelled.is_set():
+                    break
+                committed = self._step(lambda: policy.round(request.session))
+                yield request.accept(committed)
+            rest = request.stream.finish()
+            if rest:
+                yield Event([], [], rest)
+        finally:
+            request.finish_reason = request.finish_reason or "cancelled"
+            self._active.remove(request)
+            self.last_result = request.finish()
+
+    def _step(self, work: Callable[[], Done]) -> Done:
+        """One round at a time, whoever asks; without overlap it gets all the cores."""
+        with self._round_lock:
+            if self._uses_threads:
+                return work()
+            with intraop_threads(self._serial.threads):
+                return work()
+
+    # ------------------------------------------------------------------ opening a request
+    def _open(self, prompt: str | Sequence[int], params: SamplingParams | None) -> _Request:
+        started = time.perf_counter()
+        params = params or SamplingParams()
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"params was {type(params).__name__}; it must be SamplingParams")
+        if params.stop and self.tokenizer is None:
+            raise ValueError("stop was given; stop strings need an engine with a tokenizer")
+        tokens = self._prompt_tokens(prompt)
+        total = len(tokens) + params.max_new_tokens
+        if total > self.max_seq_len:
+            raise ValueError(
+                f"max_new_tokens was {params.max_new_tokens} after a prompt of {len(tokens)} "
+                f"tokens; together they must be at most {self.max_seq_len}"
+            )
+        hidden_layers = 0 if self.predictor is None else self.predictor.hidden_layers
+        session = Session(
+            self.target,
+            self.draft,
+            tokens,
+            params,
+            self.settings,
+            self.lanes,
+            hidden_layers=hidden_layers,
+        )
+        eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
+        stream = TextStream(self.tokenizer, params.stop)
+        return _Request(session, stream, eos, self.tokenizer is not None, started)
+
+    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise ValueError("prompt was text; an engine without a tokenizer takes token ids")
+            tokens = self.tokenizer.encode(prompt)
+        else:
+            tokens = _token_ids(prompt)
+        if not tokens:
+            raise ValueError("prompt was empty; it must have at least one token")
+        vocab = self.target.vocab_size
+        for token in tokens:
+            if not 0 <= token < vocab:
+                raise ValueError(f"prompt had token id {token}; ids must be in 0 .. {vocab - 1}")
+        return tokens
+
+
+def _texts(events: Generator[Event, None, None]) -> Generator[str, None, None]:
+    with closing(events):
+        for event in events:
+            if event.text:
+                yield event.text
+
+
+def _ids(events: Generator[Event, None, None]) -> Generator[list[int], None, None]:
+    with closing(events):
+        for event in events:
+            if event.tokens:
+                yield event.tokens
+
+
+def _token_ids(prompt: Sequence[int]) -> list[int]:
+    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(values, Sequence) or isinstance(values, bytes):
+        raise TypeError(f"prompt was {type(prompt).__name__}; it must be text or token ids")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"prompt contained {value!r}; it must be text or integer token ids")
+    return list(values)
+
+
+def _check_vocabularies(
+    target: CausalLM, draft: CausalLM | None, tokenizer: Tokenizer | None
+) -> None:
+    if draft is not None and draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"draft has a vocabulary of {draft.vocab_size} tokens; "
+            f"it must be the target's {target.vocab_size}"
+        )
+    if tokenizer is not None and tokenizer.vocab_size > target.vocab_size:
+        raise ValueError(
+            f"tokenizer has {tokenizer.vocab_size} tokens; "
+            f"it must have at most the target's {target.vocab_size}"
+        )

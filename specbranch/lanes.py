@@ -1,0 +1,91 @@
+"""Where and when the two models run: both lanes on one thread, or the draft on a thread of its own.
+
+A lane is one model's stream of work. ``run`` starts both, waits for both, and returns both
+results. On CPU ``ThreadLanes`` gives the draft one core and the target the others, so that they do
+not fight over them; ``SerialLanes`` runs one after the other with all cores, which is what
+policies without overlap want and what makes a debugger's life easy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+import torch
+
+TargetResult = TypeVar("TargetResult")
+DraftResult = TypeVar("DraftResult")
+
+
+class Lanes(Protocol):
+    """Runs the work of the two models of one round."""
+
+    def run(
+        self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
+    ) -> tuple[TargetResult, DraftResult]:
+        """Run both to the end; an exception of either is raised when both have ended."""
+        ...
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@contextmanager
+def intraop_threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads inside, and what it used before outside."""
+    before = torch.get_num_threads()
+    if before == count:
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class SerialLanes:
+    """The draft first, then the target, on the caller's thread with ``threads`` cores."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = threads or num_cores()
+
+    def run(
+        self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
+    ) -> tuple[TargetResult, DraftResult]:
+        """Run the draft, then the target."""
+        with intraop_threads(self.threads):
+            drafted = draft()
+            return target(), drafted
+
+
+class ThreadLanes:
+    """The target on the caller's thread, the draft on a worker that lives as long as this object."""
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.target_threads = max(1, (threads or num_cores()) - 1)
+        self._worker = ThreadPoolExecutor(
+            1, thread_name_prefix="specbranch-draft", initializer=lambda: torch.set_num_threads(1)
+        )
+
+    def run(
+        self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
+    ) -> tuple[TargetResult, DraftResult]:
+        """Run both at the same time."""
+        future = self._worker.submit(draft)
+        try:
+            with intraop_threads(self.target_threads):
+                verified = target()
+        finally:
+            # Also when the target failed: its caches and the draft's must not change any more.
+            error = future.exception()
+        if error is not None:
+            raise error
+        return verified, future.result()

@@ -1,0 +1,27 @@
+"""The demo pair: a small real target and draft that are shipped with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .models import CausalLM, load_model
+from .tokenizer import Tokenizer, load_tokenizer
+
+DEMO_DIR = Path(__file__).parent / "demo"
+
+
+def demo_pair(
+    *, dtype: str = "auto", device: str = "cpu"
+) -> tuple[CausalLM, CausalLM, Tokenizer]:
+    """Load the target, the draft and the tokenizer of ``specbranch/demo`` (see its MODEL_CARD.md).
+
+    Args:
+        dtype, device: as for ``load_model``.
+
+    Raises:
+        FileNotFoundError: the weights are not installed.
+    """
+    target, draft = (
+        load_model(DEMO_DIR / name, dtype=dtype, device=device) for name in ("target", "draft")
+    )
+    return target, draft, load_tokenizer(DEMO_DIR / "target")

@@ -1,0 +1,407 @@
+"""One request's state and the verbs that policies are written in: draft, grow, verify, commit.
+
+Committed tokens ``X`` have length ``n``. Between rounds the target's cache holds ``X[:-1]`` and the
+draft's a prefix of ``X + chain``; both invariants are kept by ``commit`` alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from . import ops
+from .lanes import Lanes
+from .models.protocol import CausalLM, DecoderState
+from .sampling_params import SamplingParams, check_float, check_int
+from .stats import Stats
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a policy speculates.
+
+    Args:
+        gamma: draft length, tokens drafted ahead in one stage.
+        k_max: most branches grown at the branch point.
+        epsilon: confidence (the draft's max probability) below which it is not trusted.
+        draft_stage: after a rejection or a miss, ``"serial"`` drafts a chain while the target
+            waits (the paper), ``"overlap"`` goes straight to a branch stage.
+        verify: ``"rejection"`` sampling, or ``"coupled"`` Gumbel noise (same sequence as ``ar``).
+    """
+
+    gamma: int = 4
+    k_max: int = 4
+    epsilon: float = 0.3
+    draft_stage: str = "overlap"
+    verify: str = "rejection"
+
+    def __post_init__(self) -> None:
+        check_int("gamma", self.gamma, 1, 64)
+        check_int("k_max", self.k_max, 1, 64)
+        check_float("epsilon", self.epsilon, 0.0, 1.0)
+        if self.draft_stage not in ("serial", "overlap"):
+            raise ValueError(f"draft_stage was {self.draft_stage!r}; it must be serial or overlap")
+        if self.verify not in ("rejection", "coupled"):
+            raise ValueError(f"verify was {self.verify!r}; it must be rejection or coupled")
+
+    @property
+    def draw(self) -> str:
+        """The way tokens are drawn that goes with the verification mode."""
+        return "gumbel" if self.verify == "coupled" else "inverse_cdf"
+
+
+@dataclass
+class Chain:
+    """Drafted tokens that the target verifies next, with the logits they were drawn from."""
+
+    tokens: list[int] = field(default_factory=list)
+    logits: torch.Tensor | None = None  # [m, V]
+    cutoff: torch.Tensor | None = None  # [m]
+    # The draft's logits for the token after the chain, where they are known already.
+    next_logits: torch.Tensor | None = None  # [V]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass
+class Branches:
+    """Candidates at the branch point and what was drafted behind each of them."""
+
+    candidates: list[int]
+    tokens: torch.Tensor  # [steps, k]
+    confidence: torch.Tensor  # [steps, k]
+    logits: torch.Tensor  # [steps, k, V]
+    cutoff: torch.Tensor | None  # [steps, k]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    @property
+    def steps(self) -> int:
+        """Tokens drafted behind each candidate."""
+        return int(self.tokens.shape[0])
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the target decided: ``num_accepted`` chain tokens, then ``next_token``."""
+
+    num_accepted: int
+    next_token: int
+    survivor: int  # branch whose candidate is next_token, -1: none
+
+
+@dataclass(frozen=True)
+class Committed:
+    """Tokens a round appends to the output, and where each came from."""
+
+    tokens: list[int]
+    origins: list[str]  # chain, branch, recovered, bonus or plain
+
+
+class Session:
+    """State of one request; batch 1.
+
+    Args:
+        target, draft: the models; ``draft`` is None for policies that use the target alone.
+        prompt: token ids, at least one.
+        params, settings: what to generate and how to speculate.
+        lanes: where the models run.
+        hidden_layers: how many of the target's last layers a predictor wants to see.
+    """
+
+    def __init__(
+        self,
+        target: CausalLM,
+        draft: CausalLM | None,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        settings: Settings,
+        lanes: Lanes,
+        *,
+        hidden_layers: int = 0,
+    ) -> None:
+        self.params, self.settings, self.lanes = params, settings, lanes
+        self.tokens = list(prompt)
+        self.total = len(prompt) + params.max_new_tokens
+        self.stats = Stats(prompt_tokens=len(prompt))
+        gamma, k_max = settings.gamma, settings.k_max
+        self.target = target.new_state(self.total, gamma + 1)
+        self._draft = None
+        if draft is not None:
+            self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
+        self._hidden_layers = hidden_layers
+        self._hidden: torch.Tensor | None = None
+        self._make_sampling_tensors()
+        if draft is not None:
+            self._make_draft_buffers(draft)
+
+    # ------------------------------------------------------------------ set-up
+    def _make_sampling_tensors(self) -> None:
+        params = self.params
+        rows = max(self.settings.gamma + 1, self.settings.k_max)
+        self._temperature = torch.full((rows,), params.temperature, dtype=torch.float32)
+        self._seed = torch.full((rows,), params.seed, dtype=torch.int64)
+        self._lane = torch.arange(rows, dtype=torch.int32)
+        self._position = torch.zeros(rows, dtype=torch.int64)
+        self._top_k = torch.full((rows,), params.top_k, dtype=torch.int32)
+        self._top_p = torch.full((rows,), params.top_p, dtype=torch.float32)
+        self._min_p = torch.full((rows,), params.min_p, dtype=torch.float32)
+
+    def _make_draft_buffers(self, draft: CausalLM) -> None:
+        # Two sets: a stage writes one while the chain made by the stage before lives in the other.
+        gamma, k_max, vocab = self.settings.gamma, self.settings.k_max, draft.vocab_size
+        self._rows = [torch.empty(gamma, k_max, vocab, dtype=draft.dtype) for _ in range(2)]
+        self._cutoffs = [torch.empty(gamma, k_max, dtype=torch.float32) for _ in range(2)]
+        self._flip = 0
+
+    def prefill(self) -> None:
+        """Process the prompt but for its last token, both models at the same time."""
+        started = time.perf_counter()
+        prompt = torch.tensor(self.tokens[:-1], dtype=torch.int64)
+        if self._draft is None:
+            self.target.prefill(prompt)
+        else:
+            draft = self._draft
+            self.lanes.run(lambda: self.target.prefill(prompt), lambda: draft.prefill(prompt))
+        self.stats.prefill_seconds = time.perf_counter() - started
+
+    # ------------------------------------------------------------------ room
+    @property
+    def draft(self) -> DecoderState:
+        """The draft's state."""
+        assert self._draft is not None, "this policy needs a draft"
+        return self._draft
+
+    @property
+    def length(self) -> int:
+        """Committed tokens, the prompt included."""
+        return len(self.tokens)
+
+    def chain_room(self) -> int:
+        """Longest chain worth verifying: the target always adds one token of its own."""
+        return max(0, self.total - self.length - 1)
+
+    # ------------------------------------------------------------------ draft
+    def draft_chain(self, epsilon: float = 0.0) -> Chain:
+        """Draft up to gamma tokens, stopping where the draft's confidence is below ``epsilon``."""
+        rows, cutoffs = self._next_buffers()
+        chain = Chain()
+        for step in range(min(self.settings.gamma, self.chain_room())):
+            logits = self._catch_up(chain)
+            rows[step, :1].copy_(logits)
+            drawn = self._draw(rows[step, :1], cutoffs[step, :1], self.length + step)
+            if self._confidence(drawn)[0] < epsilon:
+                chain.next_logits = rows[step, 0]
+                break
+            chain.tokens.append(int(drawn.token[0]))
+        num_drafted = len(chain)
+        chain.logits = rows[:num_drafted, 0]
+        chain.cutoff = cutoffs[:num_drafted, 0] if self.params.has_cutoff else None
+        self.stats.drafted += num_drafted
+        return chain
+
+    def grow_branches(self, chain: Chain, *, stop_below: float = 0.0) -> Branches:
+        """Draft behind the best candidates after ``chain``, all branches in one forward a step.
+
+        Growing ends early where every branch has met a confidence below ``stop_below``.
+        """
+        branch_point = self.length + len(chain)
+        logits = chain.next_logits
+        logits = self._catch_up(chain) if logits is None else logits.unsqueeze(0)
+        found = self._branch_topk(logits, branch_point)
+        num_branches = int(found.num_branches[0])
+        if num_branches == 0:
+            raise ValueError(f"draft gave NaN logits for position {branch_point}")
+        heads = found.candidates[0, :num_branches]
+        rows, cutoffs = self._next_buffers()
+        tokens: list[torch.Tensor] = []
+        confidence: list[torch.Tensor] = []
+        alive = torch.ones(num_branches, dtype=torch.bool)
+        parents = [-1] * num_branches
+        inputs = heads
+        for step in range(min(self.settings.gamma, self.total - branch_point - 2)):
+            self.stats.draft_forwards += 1
+            rows[step, :num_branches].copy_(self.draft.forward(inputs, parents).logits)
+            drawn = self._draw(
+                rows[step, :num_branches], cutoffs[step, :num_branches], branch_point + 1 + step
+            )
+            tokens.append(drawn.token)
+            confidence.append(self._confidence(drawn))
+            parents = list(range(step * num_branches, (step + 1) * num_branches))
+            inputs = drawn.token
+            if stop_below > 0.0:
+                alive &= confidence[-1] >= stop_below
+                if not alive.any():
+                    break
+        steps = len(tokens)
+        empty = torch.empty(0, num_branches)
+        return Branches(
+            candidates=heads.tolist(),
+            tokens=torch.stack(tokens) if tokens else empty.to(torch.int32),
+            confidence=torch.stack(confidence) if confidence else empty,
+            logits=rows[:steps, :num_branches],
+            cutoff=cutoffs[:steps, :num_branches] if self.params.has_cutoff else None,
+        )
+
+    def keep_branch(self, branches: Branches, idx: int, num_kept: int) -> Chain:
+        """Turn the first ``num_kept`` tokens of branch ``idx`` into the next chain."""
+        num_cached = min(num_kept + 1, branches.steps)
+        self.draft.commit([step * len(branches) + idx for step in range(num_cached)])
+        more = num_kept < branches.steps
+        return Chain(
+            tokens=branches.tokens[:num_kept, idx].tolist(),
+            logits=branches.logits[:num_kept, idx],
+            cutoff=None if branches.cutoff is None else branches.cutoff[:num_kept, idx],
+            next_logits=branches.logits[num_kept, idx] if more else None,
+        )
+
+    def _catch_up(self, chain: Chain) -> torch.Tensor:
+        """Feed the draft what it has not seen of ``X + chain``; its logits [1, V] after the last."""
+        start, committed = self.draft.length, self.length
+        if start >= committed:
+            missing = chain.tokens[start - committed :]
+        else:
+            missing = self.tokens[start:] + chain.tokens
+        self.stats.draft_forwards += 1
+        logits = self.draft.forward(torch.tensor(missing, dtype=torch.int64)).logits[-1:]
+        self.draft.commit(range(len(missing)))
+        return logits
+
+    def _next_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+        self._flip ^= 1
+        return self._rows[self._flip], self._cutoffs[self._flip]
+
+    def _draw(
+        self, logits: torch.Tensor, cutoff: torch.Tensor, position: int
+    ) -> ops.SampleResult:
+        """Draw one token a row from the draft; lane i is row i."""
+        count = logits.shape[0]
+        self._position[:count] = position
+        drawn = ops.sample(
+            logits,
+            self._temperature[:count],
+            self._seed[:count],
+            self._position[:count],
+            cutoff=self._cut(logits, cutoff),
+            lane=self._lane[:count],
+            draw=self.settings.draw,
+            purpose=ops.PURPOSE_DRAFT,
+        )
+        if int(drawn.token.min()) < 0:
+            raise ValueError(f"draft gave NaN logits for position {position}")
+        return drawn
+
+    def _confidence(self, drawn: ops.SampleResult) -> torch.Tensor:
+        """The draft's max probability: known before the token is drawn, unlike the token's own."""
+        confidence: torch.Tensor = drawn.max_probability
+        return confidence
+
+    def _branch_topk(self, logits: torch.Tensor, position: int) -> ops.BranchResult:
+        self._position[:1] = position
+        return ops.branch_topk(
+            logits,
+            self.settings.k_max,
+            self._temperature[:1],
+            cutoff=self._cut(logits, None),
+            seed=self._seed[:1],
+            position=self._position[:1],
+            draw=self.settings.draw,
+        )
+
+    def _cut(self, logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor | None:
+        """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""
+        if not self.params.has_cutoff:
+            return None
+        count = logits.shape[0]
+        cutoff: torch.Tensor = ops.logit_cutoff(
+            logits,
+            self._temperature[:count],
+            self._top_k[:count],
+            self._top_p[:count],
+            self._min_p[:count],
+            out=out,
+        )
+        return cutoff
+
+    # ------------------------------------------------------------------ target
+    def target_forward(self, chain: Chain) -> torch.Tensor:
+        """One forward over the last committed token and the chain: logits ``[m + 1, V]``."""
+        started = time.perf_counter()
+        tokens = torch.tensor([self.tokens[-1], *chain.tokens], dtype=torch.int64)
+        output = self.target.forward(tokens, hidden_layers=self._hidden_layers)
+        self._hidden = output.hidden
+        self.stats.target_forwards += 1
+        self.stats.target_seconds += time.perf_counter() - started
+        return output.logits
+
+    def verify(
+        self, target_logits: torch.Tensor, chain: Chain, branches: Branches | None = None
+    ) -> Verdict:
+        """Judge the chain and draw the target's next token (``ops.verify``)."""
+        started = time.perf_counter()
+        self._position[:1] = self.length
+        candidates = branches.candidates if branches is not None else []
+        target_cutoff = self._cut(target_logits, None)
+        result = ops.verify(
+            target_logits.unsqueeze(0),
+            None if chain.logits is None else chain.logits.unsqueeze(0),
+            torch.tensor([chain.tokens], dtype=torch.int32),
+            torch.tensor([len(chain)], dtype=torch.int32),
+            torch.tensor([candidates], dtype=torch.int32),
+            torch.tensor([len(candidates)], dtype=torch.int32),
+            self._temperature[:1],
+            self._seed[:1],
+            self._position[:1],
+            target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
+            draft_cutoff=None if chain.cutoff is None else chain.cutoff.unsqueeze(0),
+            draw=self.settings.draw,
+        )
+        verdict = Verdict(
+            int(result.num_accepted[0]), int(result.next_token[0]), int(result.survivor[0])
+        )
+        if verdict.next_token < 0:
+            raise ValueError(
+                f"target or draft gave NaN logits between positions {self.length} and "
+                f"{self.length + len(chain)}"
+            )
+        if self._hidden is not None:
+            self._hidden = self._hidden[verdict.num_accepted]
+        self.stats.target_seconds += time.perf_counter() - started
+        return verdict
+
+    def target_features(self) -> torch.Tensor:
+        """Hidden states ``[K, d]`` of the target at the newest verified position."""
+        assert self._hidden is not None, "the session was opened without hidden_layers"
+        return self._hidden
+
+    # ------------------------------------------------------------------ commit
+    def commit(self, chain: Chain, verdict: Verdict, *, plain: bool = False) -> Committed:
+        """Append what was decided; both caches keep what is still true and forget the rest."""
+        accepted, stats = verdict.num_accepted, self.stats
+        self.target.commit(range(accepted + 1))
+        valid = self.length + accepted
+        if self._draft is not None and verdict.survivor < 0:
+            self.draft.rollback(min(self.draft.length, valid))
+        rejected = accepted < len(chain)
+        stats.rounds += 1
+        stats.accepted += accepted
+        stats.accepted_chain += accepted
+        stats.rejections += rejected
+        stats.rolled_back += len(chain) - accepted
+        if plain:
+            last = "plain"
+        elif rejected:
+            last = "recovered"
+        else:
+            last = "branch" if verdict.survivor >= 0 else "bonus"
+        committed = Committed(
+            [*chain.tokens[:accepted], verdict.next_token], ["chain"] * accepted + [last]
+        )
+        self.tokens += committed.tokens
+        stats.committed += len(committed.tokens)
+        return committed
