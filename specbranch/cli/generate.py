@@ -1,0 +1,135 @@
+"""``specbranch generate``: stream the continuation of a prompt."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from specbranch.cli.options import Options, UsageError, name_flags
+from specbranch.cli.show import Colourer, legend
+
+if TYPE_CHECKING:
+    from specbranch.engine import Engine, GenerationResult
+
+INTERRUPTED = 130
+
+
+def generate(options: Options) -> int:
+    """Run the command; the return value is the exit code."""
+    prompt = read_prompt(options)
+    engine = build_engine(options)
+    code = 0
+    try:
+        if options.json:
+            _run_quietly(engine, prompt, options)
+        else:
+            _stream(engine, prompt, options)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+    _report(engine, options)
+    return code
+
+
+def read_prompt(options: Options) -> str:
+    """The prompt's text, from the command line, a file or stdin."""
+    name = "PROMPT" if options.file is None else f"--file {str(options.file)!r}"
+    try:
+        if options.file is not None:
+            return options.file.read_bytes().decode("utf-8")
+        if options.prompt == "-":
+            name = "PROMPT - (stdin)"
+            return sys.stdin.buffer.read().decode("utf-8")
+        prompt = options.prompt or ""
+        prompt.encode("utf-8")  # arguments that are not UTF-8 arrive as lone surrogates
+        return prompt
+    except UnicodeError as error:
+        raise UsageError(f"{name} was not valid UTF-8 text: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+def build_engine(options: Options) -> Engine:
+    """Load the models that the options name and put the engine over them."""
+    import specbranch
+
+    _check_device(options.device)
+    where = {"dtype": options.dtype, "device": options.device}
+    if options.target is None:
+        target, draft, tokenizer = specbranch.demo_pair(**where)
+    else:
+        target = specbranch.load_model(options.target, **where)
+        draft = None if options.draft is None else specbranch.load_model(options.draft, **where)
+        tokenizer = specbranch.load_tokenizer(options.target)
+    try:
+        return specbranch.Engine(target, draft, tokenizer=tokenizer, **options.engine)
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+
+
+def _check_device(name: str) -> None:
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"--device was {name!r}; it must be cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device was {name!r}; it must be cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"--device was {name!r}; torch sees {torch.cuda.device_count()} GPUs here")
+
+
+def _stream(engine: Engine, prompt: str, options: Options) -> None:
+    """Write text as it is committed, flushed per piece."""
+    colourer = None
+    if options.show and engine.tokenizer is not None:
+        colourer = Colourer(engine.tokenizer.stream_decoder())
+        sys.stderr.write(legend() + "\n")
+        sys.stderr.flush()
+    ends_line = False
+    events = engine.events(prompt, options.sampling)
+    try:
+        for event in events:
+            text = event.text
+            ends_line = text.endswith("\n") if text else ends_line
+            if colourer is not None:
+                text = colourer.colour(event.tokens, event.origins, text)
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    finally:
+        events.close()  # an interrupted request ends here, its counters stay readable
+        if sys.stdout.isatty() and not ends_line:
+            sys.stdout.write("\n")
+
+
+def _run_quietly(engine: Engine, prompt: str, options: Options) -> None:
+    events = engine.events(prompt, options.sampling)
+    try:
+        for _ in events:
+            pass
+    finally:
+        events.close()
+
+
+def _report(engine: Engine, options: Options) -> None:
+    result = engine.last_result
+    if result is None:  # interrupted before the first round
+        return
+    if options.json:
+        sys.stdout.write(json.dumps(as_object(result), ensure_ascii=False) + "\n")
+    if options.stats:
+        sys.stderr.write(result.stats.summary().rstrip("\n") + "\n")
+
+
+def as_object(result: GenerationResult) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "text": result.text,
+        "tokens": [int(token) for token in result.tokens],
+        "origins": list(result.origins),
+        "finish_reason": result.finish_reason,
+        "stats": result.stats.to_dict(),
+    }

@@ -1,0 +1,184 @@
+"""What the command line takes: flags, their checks, and the typed result.
+
+Checks that the library makes too use the library's own functions, so that the bounds and wording
+exist once; ``name_flags`` turns the field a message names into the flag that the user typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from specbranch.sampling_params import SamplingParams, check_float, check_int
+
+POLICIES = ("ar", "sps", "specbranch")
+DRAFT_STAGES = ("overlap", "serial")
+VERIFICATIONS = ("rejection", "coupled")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Flags whose value goes to the Engine, if given; what is not given keeps the Engine's default.
+ENGINE_FLAGS = ("policy", "gamma", "k_max", "epsilon", "draft_stage", "verify")
+SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+
+
+class UsageError(Exception):
+    """The command line asks for something that cannot be done; the text says what."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """One parsed and checked command line."""
+
+    command: str
+    json: bool = False
+    verbose: bool = False
+    prompt: str | None = None
+    file: Path | None = None
+    target: Path | None = None
+    draft: Path | None = None
+    device: str = "cpu"
+    dtype: str = "auto"
+    stats: bool = False
+    show: bool = False
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    engine: dict[str, Any] = field(default_factory=dict)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse without the usage block before an error and without abbreviated flags."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs | {"allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see '{self.prog} --help')")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> NoReturn:
+        from specbranch import __version__
+
+        sys.stdout.write(f"specbranch {__version__}\n")
+        parser.exit()
+
+
+def parse(argv: Sequence[str] | None = None) -> Options:
+    """Parse and check ``argv``; raises UsageError with a message that names the flag."""
+    args = vars(_parser().parse_args(argv))
+    if args["command"] == "info":
+        return Options(**args)
+    engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
+    sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
+    try:
+        _check_engine(engine)
+        options = Options(**args, engine=engine, sampling=SamplingParams(**sampling))
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+    _check_together(options)
+    return options
+
+
+def name_flags(message: str) -> str:
+    """A library message that starts with a field's name, with the flag in its place."""
+    name = re.match(r"\w*", message)
+    if name is None or name[0] not in ENGINE_FLAGS + SAMPLING_FLAGS:
+        return message
+    return "--" + name[0].replace("_", "-") + message[name.end() :]
+
+
+def _check_engine(engine: dict[str, Any]) -> None:
+    for name in ("gamma", "k_max"):
+        if name in engine:
+            check_int(name, engine[name], 1)
+    if "epsilon" in engine:
+        check_float("epsilon", engine["epsilon"], 0.0, 1.0)
+
+
+def _check_together(options: Options) -> None:
+    """Flags that exclude or need each other."""
+    if (options.prompt is None) == (options.file is None):
+        raise UsageError("give either PROMPT or --file F, and not both")
+    if options.draft is not None and options.target is None:
+        raise UsageError("--draft was given without --target; it needs the model it drafts for")
+    policy = options.engine.get("policy", "specbranch")
+    if options.target is not None and options.draft is None and policy != "ar":
+        raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
+    for flag, directory in (("--target", options.target), ("--draft", options.draft)):
+        if directory is not None and not directory.is_dir():
+            raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
+    if options.show and options.json:
+        raise UsageError("--show and --json exclude each other; the JSON object has the origins")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="specbranch", description="Lossless speculative decoding.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    generate = commands.add_parser(
+        "generate",
+        help="continue a prompt",
+        description="Continue PROMPT. Without --target and --draft the demo pair is used.",
+    )
+    _add_prompt(generate)
+    _add_models(generate)
+    _add_method(generate)
+    _add_sampling(generate)
+    _add_output(generate)
+    info = commands.add_parser("info", help="print versions, backends, devices and build flags")
+    info.add_argument("--json", action="store_true", help="print one JSON object")
+    for command in (generate, info):
+        command.add_argument(
+            "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
+        )
+    return parser
+
+
+def _add_prompt(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")
+    parser.add_argument("--file", type=Path, metavar="F", help="read the prompt from a file")
+
+
+def _add_models(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models")
+    group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint that is decoded")
+    group.add_argument("--draft", type=Path, metavar="DIR", help="small checkpoint that guesses")
+    group.add_argument("--device", default="cpu", help="torch device, default cpu")
+    group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("method (the output's distribution is the same for all)")
+    group.add_argument("--policy", choices=POLICIES, help="default specbranch")
+    group.add_argument("--gamma", type=int, metavar="N", help="draft length")
+    group.add_argument("--k-max", type=int, metavar="N", help="most branches at a branch point")
+    group.add_argument(
+        "--epsilon", type=float, metavar="X", help="confidence below which a draft is cut"
+    )
+    group.add_argument("--draft-stage", choices=DRAFT_STAGES, help="what follows a rejection")
+    group.add_argument("--verify", choices=VERIFICATIONS, help="how drafted tokens are judged")
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, metavar="X", help="default 0, greedy")
+    group.add_argument("--top-k", type=int, metavar="N", help="default 0, off")
+    group.add_argument("--top-p", type=float, metavar="X", help="default 1, off")
+    group.add_argument("--min-p", type=float, metavar="X", help="default 0, off")
+    group.add_argument("--seed", type=int, metavar="N", help="default 0; same seed, same output")
+    group.add_argument("--max-new-tokens", type=int, metavar="N", help="default 128")
+    group.add_argument(
+        "--stop", action="append", metavar="TEXT", help="end before this text; may be repeated"
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("output")
+    group.add_argument("--stats", action="store_true", help="print a summary to stderr")
+    group.add_argument("--show", action="store_true", help="colour tokens by where they came from")
+    group.add_argument("--json", action="store_true", help="print one JSON object, at the end")
