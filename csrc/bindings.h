@@ -1,0 +1,11 @@
+// What each bindings_<group>.cpp offers to bindings.cpp.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace specbranch {
+
+void register_cache_ops(pybind11::module_& m);     // tree_mask, tree_attention, kv_write, kv_commit
+void register_sampling_ops(pybind11::module_& m);  // logit_cutoff, sample, branch_topk, verify, verify_tree
+
+}  // namespace specbranch
