@@ -1,0 +1,1 @@
+"""The demo pair: its training scripts, weights and model card."""

@@ -1,0 +1,281 @@
+"""Train the demo pair: tokenizer, target and draft, from the Python standard library.
+
+``python -m specbranch.demo.train --out DIR`` reproduces the pair on any machine; the budgets are
+minutes of wall time (``--target-minutes``, ``--draft-minutes``), the learning rate decays with the
+time that is left. The draft is distilled from the target.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+
+from .card import Measured, write_card
+from .corpus import Corpus, find_corpus, read_text
+from .train_model import Llama, Shape
+
+END_OF_TEXT = "<|endoftext|>"
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how wide to train."""
+
+    target_minutes: float = 36.0
+    draft_minutes: float = 8.0
+    batch: int = 16
+    context: int = 256
+    vocab: int = 4096
+    threads: int = 0
+    seed: int = 0
+
+
+def target_shape(vocab: int) -> Shape:
+    """The target: 7 million parameters."""
+    return Shape(vocab, 256, 8, 8, 4, 704)
+
+
+def draft_shape(vocab: int) -> Shape:
+    """The draft: one million parameters, half of them the embedding."""
+    return Shape(vocab, 128, 2, 4, 2, 384)
+
+
+# ---------------------------------------------------------------------------- data
+def train_tokenizer(corpus: Corpus, vocab: int) -> Tokenizer:
+    """Byte-level BPE; every byte is in the alphabet, so that any text survives a round trip."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((read_text(path) for path in corpus.train), trainer)
+    return tokenizer
+
+
+def encode_files(tokenizer: Tokenizer, paths: list[Path], seed: int) -> torch.Tensor:
+    """All files as one row of tokens, in random order, an end-of-text token after each."""
+    order = np.random.default_rng(seed).permutation(len(paths))
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    pieces: list[int] = []
+    for idx in order:
+        pieces += [*tokenizer.encode(read_text(paths[idx])).ids, end]
+    return torch.tensor(pieces, dtype=torch.int32)
+
+
+def batches(tokens: torch.Tensor, budget: Budget, seed: int) -> Iterator[torch.Tensor]:
+    """Endless ``[batch, context + 1]`` windows; each epoch in a new order and at a new offset."""
+    rng = np.random.default_rng(seed)
+    width = budget.context + 1
+    while True:
+        offset = int(rng.integers(0, budget.context))
+        starts = np.arange(offset, len(tokens) - width, budget.context)
+        rng.shuffle(starts)
+        for first in range(0, len(starts) - budget.batch + 1, budget.batch):
+            rows = starts[first : first + budget.batch]
+            yield torch.stack([tokens[row : row + width] for row in rows]).long()
+
+
+# ---------------------------------------------------------------------------- training
+def optimizer_of(model: Llama, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW that decays matrices only."""
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": 0.1},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), fused=True)
+
+
+def learning_rate(progress: float, step: int, peak: float) -> float:
+    """Warm-up over 100 steps, then linear decay to 2 % of the peak as ``progress`` goes to 1."""
+    return peak * min(1.0, (step + 1) / 100) * (1.0 - 0.98 * min(1.0, progress))
+
+
+def fit(
+    model: Llama,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    stream: Iterator[torch.Tensor],
+    minutes: float,
+    peak: float,
+    name: str,
+    checkpoint: Path,
+) -> int:
+    """Train for ``minutes``; a checkpoint of an interrupted run is taken up. Returns the steps."""
+    optimizer = optimizer_of(model, peak)
+    step, spent = 0, 0.0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    started = saved = time.monotonic()
+    bar = tqdm(total=100, desc=name, unit="%", initial=int(100 * spent / (60 * minutes)))
+    while (elapsed := spent + time.monotonic() - started) < 60 * minutes:
+        progress = elapsed / (60 * minutes)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(progress, step, peak)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = loss_of(next(stream))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        bar.update(int(100 * progress) - bar.n)
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{loss.item():.3f}", step=step)
+        if time.monotonic() - saved > 120:
+            saved = time.monotonic()
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            torch.save({**state, "step": step, "spent": elapsed}, checkpoint)
+    bar.close()
+    return step
+
+
+def cross_entropy(model: Llama) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Loss of the next token."""
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        logits = model(batch[:, :-1])
+        return F.cross_entropy(logits.float().flatten(0, 1), batch[:, 1:].flatten())
+
+    return loss_of
+
+
+def distillation(draft: Llama, target: Llama) -> Callable[[torch.Tensor], torch.Tensor]:
+    """KL divergence from the target's distribution to the draft's."""
+
+    def loss_of(batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            wanted = F.log_softmax(target(batch[:, :-1]).float().flatten(0, 1), -1)
+        given = F.log_softmax(draft(batch[:, :-1]).float().flatten(0, 1), -1)
+        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+
+    return loss_of
+
+
+# ---------------------------------------------------------------------------- measuring
+@torch.no_grad()
+def measure(target: Llama, draft: Llama, tokens: torch.Tensor, num_bytes: int) -> Measured:
+    """Held-out losses and expected acceptance, in float32 on the weights as they are stored."""
+    sums = dict.fromkeys(("target", "draft", "alpha_1", "alpha_07", "agree"), 0.0)
+    count = 0
+    for start in range(0, len(tokens) - 1, 512):
+        row = tokens[start : start + 513].long().unsqueeze(0)
+        if row.shape[1] < 2:
+            break
+        ours, theirs = target(row[:, :-1])[0], draft(row[:, :-1])[0]
+        sums["target"] += F.cross_entropy(ours, row[0, 1:], reduction="sum").item()
+        sums["draft"] += F.cross_entropy(theirs, row[0, 1:], reduction="sum").item()
+        for key, heat in (("alpha_1", 1.0), ("alpha_07", 0.7)):
+            least = torch.minimum((ours / heat).softmax(-1), (theirs / heat).softmax(-1))
+            sums[key] += least.sum().item()
+        sums["agree"] += (ours.argmax(-1) == theirs.argmax(-1)).sum().item()
+        count += row.shape[1] - 1
+    mean = {key: value / count for key, value in sums.items()}
+    bits = {key: sums[key] / math.log(2) / num_bytes for key in ("target", "draft")}
+    return Measured(
+        count, mean["target"], mean["draft"], bits["target"], bits["draft"],
+        mean["alpha_1"], mean["alpha_07"], mean["agree"],
+    )  # fmt: skip
+
+
+def as_stored(model: Llama) -> Llama:
+    """Round the weights to bfloat16, as the checkpoint does."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(weight.to(torch.bfloat16))
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------- the whole of it
+def train_pair(out: Path, work: Path, budget: Budget, root: Path | None = None) -> Measured:
+    """Build everything from ``root`` into ``out``; ``work`` holds checkpoints."""
+    torch.manual_seed(budget.seed)
+    work.mkdir(parents=True, exist_ok=True)
+    corpus = find_corpus(root)
+    tokenizer = train_tokenizer(corpus, budget.vocab)
+    vocab = tokenizer.get_vocab_size()
+    train = encode_files(tokenizer, corpus.train, budget.seed)
+    held_out = encode_files(tokenizer, corpus.held_out, budget.seed)
+    log.info("%d files, %d tokens to train on", len(corpus.train), len(train))
+
+    target = Llama(target_shape(vocab))
+    stream = batches(train, budget, budget.seed)
+    steps = {"target": fit(
+        target, cross_entropy(target), stream, budget.target_minutes, 3e-3, "target",
+        work / "target.pt",
+    )}  # fmt: skip
+    as_stored(target)
+    draft = Llama(draft_shape(vocab))
+    steps["draft"] = fit(
+        draft, distillation(draft, target), stream, budget.draft_minutes, 6e-3, "draft",
+        work / "draft.pt",
+    )  # fmt: skip
+    as_stored(draft)
+
+    end = tokenizer.token_to_id(END_OF_TEXT)
+    for name, model in (("target", target), ("draft", draft)):
+        model.save(out / name, end)
+        tokenizer.save(str(out / name / "tokenizer.json"))
+    num_bytes = sum(len(read_text(path).encode()) for path in corpus.held_out)
+    measured = measure(target, draft, held_out, num_bytes)
+    write_card(
+        out / "MODEL_CARD.md",
+        measured,
+        {name: sum(p.numel() for p in m.parameters()) for name, m in
+         (("target", target), ("draft", draft))},
+        {"train": (len(corpus.train), len(train)), "held-out": (len(corpus.held_out), len(held_out))},
+        steps,
+        asdict(budget),
+    )  # fmt: skip
+    for name in ("target", "draft"):
+        (work / f"{name}.pt").unlink(missing_ok=True)
+    return measured
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """Command line of the script."""
+    parser = argparse.ArgumentParser(description="Train SpecBranch's demo pair.")
+    parser.add_argument("--out", type=Path, default=Path("demo-pair"))
+    parser.add_argument("--work", type=Path, default=Path("demo-work"), help="checkpoints")
+    parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
+    for name, value in asdict(Budget()).items():
+        kind = type(value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    options = vars(parse(argv))
+    out, work, fresh = options.pop("out"), options.pop("work"), options.pop("fresh")
+    budget = Budget(**options)
+    if fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    if budget.threads:
+        torch.set_num_threads(budget.threads)
+    log.info("%s", train_pair(out, work, budget))
+
+
+if __name__ == "__main__":
+    main()
