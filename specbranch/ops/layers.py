@@ -1,0 +1,102 @@
+"""The fused steps of a transformer layer around its matrix products."""
+
+from __future__ import annotations
+
+from specbranch import _C
+from specbranch.ops._common import TensorLike, new_like, shape_of
+
+
+def rope_kv_write(
+    qkv: TensorLike,
+    cos_table: TensorLike,
+    sin_table: TensorLike,
+    positions: TensorLike,
+    slots: TensorLike,
+    cache_layer: TensorLike,
+    num_q_heads: int,
+    *,
+    q_norm: TensorLike | None = None,
+    k_norm: TensorLike | None = None,
+    eps: float = 1e-6,
+    out: TensorLike | None = None,
+) -> TensorLike:
+    """Splits the projected q, k, v of N tokens, rotates q and k, and writes k and v to the cache.
+
+    Rotation pairs element i with ``i + D/2`` (the "rotate half" layout of Llama); where `q_norm` or
+    `k_norm` is given, each head is divided by its root mean square and scaled first (Qwen3).
+
+    Args:
+        qkv: ``[B, N, (Hq + 2 Hkv) * D]`` float32, bfloat16 or float16.
+        cos_table, sin_table: ``[P, D/2]`` float32, a row per position.
+        positions: ``[B, N]`` int32, rows of the tables.
+        slots: ``[B, N]`` int32 in ``-1 .. S - 1``; -1: the token's k and v are not kept.
+        cache_layer: ``[2, B, Hkv, S, D]``, written in place.
+        num_q_heads: Hq.
+        q_norm, k_norm: ``[D]`` weights of qkv's dtype.
+        eps: added to the mean square.
+        out: ``[B, N, Hq, D]`` to be filled with the rotated q.
+
+    Returns:
+        The rotated q ``[B, N, Hq, D]``.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written then.
+
+    Rotary embeddings: Su et al., "RoFormer" (2021), https://arxiv.org/abs/2104.09864.
+    """
+    if out is None:
+        batch, nodes, _ = shape_of(qkv, "qkv", "[B, N, (Hq + 2 Hkv) * D]")
+        out = new_like(qkv, (batch, nodes, num_q_heads, cache_layer.shape[-1]))
+    _C.rope_kv_write(
+        qkv, cos_table, sin_table, positions, slots, cache_layer, num_q_heads, q_norm, k_norm, eps, out
+    )
+    return out
+
+
+def add_rms_norm(
+    residual: TensorLike,
+    weight: TensorLike,
+    delta: TensorLike | None = None,
+    *,
+    eps: float,
+    out: TensorLike | None = None,
+) -> TensorLike:
+    """``residual += delta``, in place; returns ``residual / rms(residual) * weight``.
+
+    The root mean square is taken of the sum as stored, in residual's dtype.
+
+    Args:
+        residual: ``[rows, D]`` float32, bfloat16 or float16; changed in place where `delta` is given.
+        weight: ``[D]`` of the same dtype.
+        delta: ``[rows, D]`` of the same dtype, or None.
+        eps: added to the mean square.
+        out: ``[rows, D]`` to be filled.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written then.
+
+    Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), https://arxiv.org/abs/1910.07467.
+    """
+    if out is None:
+        out = new_like(residual, shape_of(residual, "residual", "[rows, D]"))
+    _C.add_rms_norm(residual, weight, delta, eps, out)
+    return out
+
+
+def silu_mul(gate_up: TensorLike, *, out: TensorLike | None = None) -> TensorLike:
+    """``silu(gate) * up`` of a joint projection, ``silu(x) = x / (1 + exp(-x))``.
+
+    Args:
+        gate_up: ``[rows, 2F]`` float32, bfloat16 or float16: F of gate, then F of up.
+        out: ``[rows, F]`` to be filled.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written then.
+
+    Shazeer, "GLU Variants Improve Transformer" (2020), https://arxiv.org/abs/2002.05202.
+    """
+    if out is None:
+        rows, width = shape_of(gate_up, "gate_up", "[rows, 2F]")
+        out = new_like(gate_up, (rows, width // 2))
+    _C.silu_mul(gate_up, out)
+    return out
