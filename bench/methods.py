@@ -1,0 +1,140 @@
+"""The contestants of ``e2e.py``: one call each, token ids in, token ids and seconds out.
+
+All of them get the same prompt ids, the same weights, float32, the same number of threads and the
+same end-of-sequence ids; none decodes text. What is timed is the whole request, prompt included.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from specbranch import Engine, SamplingParams, load_model
+
+# Counters that add up over prompts; every metric of a table is made from their sums.
+COUNTERS = (
+    "seconds", "prefill_seconds", "target_seconds", "rounds", "target_forwards", "draft_forwards",
+    "committed", "drafted", "accepted", "accepted_chain", "rejections", "rolled_back", "pruned",
+    "sibling_tokens", "branch_points", "branch_hits",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One request of one method."""
+
+    tokens: list[int]
+    seconds: float
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """One way to continue a prompt."""
+
+    name: str
+    is_ours: bool
+
+    def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
+        """Continue ``prompt`` and time it."""
+        ...
+
+
+class OurMethod:
+    """A policy of this library."""
+
+    is_ours = True
+
+    def __init__(self, name: str, engine: Engine) -> None:
+        self.name, self._engine = name, engine
+
+    def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
+        """Continue ``prompt`` and time it."""
+        started = time.perf_counter()
+        result = self._engine.generate(list(prompt), params)
+        seconds = time.perf_counter() - started
+        stats = result.stats.to_dict()
+        return Run(result.tokens, seconds, {name: stats[name] for name in COUNTERS})
+
+
+class TransformersMethod:
+    """``transformers``' ``generate``, assisted when a draft is given; its defaults otherwise."""
+
+    is_ours = False
+
+    def __init__(self, name: str, target: Any, draft: Any, threads: int) -> None:
+        self.name, self._target, self._threads = name, target, threads
+        self._extra = {} if draft is None else {"assistant_model": draft}
+
+    def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
+        """Continue ``prompt`` and time it."""
+        ids = torch.tensor([list(prompt)])
+        sampling: dict[str, Any] = {"do_sample": False}
+        if params.temperature > 0:
+            sampling = {"do_sample": True, "temperature": params.temperature, "top_k": 0}
+            sampling["top_p"] = 1.0
+        torch.manual_seed(params.seed)
+        torch.set_num_threads(self._threads)
+        started = time.perf_counter()
+        with torch.inference_mode():
+            out = self._target.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=params.max_new_tokens,
+                use_cache=True,
+                pad_token_id=0,
+                **sampling,
+                **self._extra,
+            )
+        seconds = time.perf_counter() - started
+        return Run(out[0, ids.shape[1] :].tolist(), seconds)
+
+
+def our_methods(args: Namespace, target_dir: Path, draft_dir: Path) -> list[Method]:
+    """Every policy asked for, with every combination of the settings that concern it."""
+    target = load_model(target_dir, dtype="float32")
+    draft = load_model(draft_dir, dtype="float32")
+    methods: list[Method] = []
+    for policy in args.policies:
+        for settings in _combinations(policy, args):
+            varied = {key: val for key, val in settings.items() if len(getattr(args, key)) > 1}
+            name = " ".join([policy, *(f"{key}={value}" for key, value in varied.items())])
+            engine = Engine(target, draft, policy=policy, threads=args.threads, **settings)
+            methods.append(OurMethod(name, engine))
+    return methods
+
+
+def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
+    concerns = {
+        "ar": [],
+        "sps": ["gamma", "verify", "epsilon"],
+        "specbranch": ["gamma", "k_max", "epsilon", "draft_stage", "verify"],
+    }[policy]
+    keys = [key for key in concerns if getattr(args, key)]
+    values = itertools.product(*(getattr(args, key) for key in keys))
+    return [dict(zip(keys, combination, strict=True)) for combination in values]
+
+
+def peer_methods(args: Namespace, target_dir: Path, draft_dir: Path) -> list[Method]:
+    """The transformers methods asked for, over the same checkpoints."""
+    if not args.peers:
+        return []
+    from transformers import AutoModelForCausalLM
+
+    def load(folder: Path) -> Any:
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    target = load(target_dir)
+    makers: dict[str, Callable[[], Method]] = {
+        "hf": lambda: TransformersMethod("hf", target, None, args.threads),
+        "hf-assisted": lambda: TransformersMethod(
+            "hf-assisted", target, load(draft_dir), args.threads
+        ),
+    }
+    return [makers[name]() for name in args.peers]
