@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import specbranch
-from specbranch import ops
+from specbranch import _C, ops
 from specbranch.cli import main
 
 
@@ -32,7 +32,7 @@ def test_json_says_what_is_installed(capsys):
     assert found["backends"]["cpu"] is True
     assert any(device.startswith("cpu") for device in found["devices"])
     assert len(found["devices"]) == 1 + torch.cuda.device_count()
-    assert found["build"] == ops.build_info()
+    assert found["build"] == _C.build_info()
 
 
 def test_text_says_the_same(capsys):

@@ -25,7 +25,7 @@ def collect() -> dict[str, Any]:
     import torch
 
     import specbranch
-    from specbranch import ops
+    from specbranch import _C, ops
 
     return {
         "versions": {
@@ -36,7 +36,7 @@ def collect() -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         "backends": dict(ops.backends()),
         "devices": _devices(),
-        "build": ops.build_info(),
+        "build": _C.build_info(),
     }
 
 
@@ -57,5 +57,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for name, compiled in found["backends"].items():
         lines.append(f"{'backend':<12}{name}: {'compiled in' if compiled else 'not compiled in'}")
     lines += [f"{'device':<12}{device}" for device in found["devices"]]
-    lines += [f"{'build':<12}{name}: {value}" for name, value in found["build"].items()]
+    lines += [
+        f"{'build':<12}{name}: {'none' if value == '' else value}"
+        for name, value in found["build"].items()
+    ]
     return lines

@@ -118,7 +118,13 @@ def _check_together(options: Options) -> None:
 
 def _parser() -> _Parser:
     parser = _Parser(prog="specbranch", description="Lossless speculative decoding.")
-    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version and exit",
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     generate = commands.add_parser(
         "generate",
