@@ -180,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--repeats", type=int, default=1, help="runs of a method on a prompt; the median counts")
     add("--seed", type=int, default=0, help="of the first prompt; the next ones count up")
     add("--threads", type=int, default=num_cores(), help="CPU cores for every method")
+    add("--peer-threads", type=int, nargs="+", default=[], help="other counts for the peers")
     add("--target", type=Path, metavar="DIR", help="default: the demo pair")
     add("--draft", type=Path, metavar="DIR")
     return parser

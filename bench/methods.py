@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -131,10 +131,11 @@ def peer_methods(args: Namespace, target_dir: Path, draft_dir: Path) -> list[Met
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     target = load(target_dir)
-    makers: dict[str, Callable[[], Method]] = {
-        "hf": lambda: TransformersMethod("hf", target, None, args.threads),
-        "hf-assisted": lambda: TransformersMethod(
-            "hf-assisted", target, load(draft_dir), args.threads
-        ),
-    }
-    return [makers[name]() for name in args.peers]
+    draft = load(draft_dir) if "hf-assisted" in args.peers else None
+    methods: list[Method] = []
+    for name in args.peers:
+        for threads in args.peer_threads or [args.threads]:
+            suffix = "" if len(args.peer_threads) < 2 else f" threads={threads}"
+            assistant = draft if name == "hf-assisted" else None
+            methods.append(TransformersMethod(name + suffix, target, assistant, threads))
+    return methods

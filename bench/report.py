@@ -131,7 +131,7 @@ def _provenance(result: dict[str, Any]) -> str:
     if any(found["is_ours"] for found in result["differs_from_ar"]):
         equal = "GREEDY OUTPUT DIFFERS FROM `ar`, see the result file."
     if different:
-        equal += f" transformers' differs in {len(different)} runs (rounding)."
+        equal += f" transformers' differs in {len(different)} runs."
     if all(temperature != 0 for temperature in settings["temperatures"]):
         equal = ""
     lines = [
