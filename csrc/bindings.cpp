@@ -39,5 +39,6 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of SpecBranch; use them through specbranch.ops.";
   m.def("build_info", &build_info);
   specbranch::register_cache_ops(m);
+  specbranch::register_layer_ops(m);
   specbranch::register_sampling_ops(m);
 }

@@ -1,37 +1,175 @@
 // Bindings of the ops on the tree and the slot cache. The pattern is explained in common/tensor_arg.h.
+// Values that kernels rely on (parents, slots, lengths) are checked here, before anything is written.
+#include <algorithm>
+
 #include "bindings.h"
+#include "bindings_checks.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
+#if SPECBRANCH_WITH_CUDA
+#include "common/device.h"
+#endif
 
 namespace py = pybind11;
 
 namespace specbranch {
+
+void check_slots(const TensorArg& slots, int64_t S) {
+  const int32_t* values = slots.data<int32_t>();
+  for (int64_t i = 0; i < slots.numel(); ++i) {
+    if (values[i] < -1 || values[i] >= S) {
+      slots.fail_element(i, "-1 (skip) or a slot in 0.." + std::to_string(S - 1));
+    }
+  }
+}
+
+CacheLayer cache_layer(const TensorArg& cache) {
+  return {cache.data(), cache.dtype(), cache.stride(0), cache.stride(1), cache.stride(2), cache.stride(3)};
+}
+
 namespace {
 
-// Value checks that kernels rely on, made before anything is written.
-void check_parents(const TensorArg& parents, int64_t B, int64_t N) {
+void check_parents(const TensorArg& parents, int64_t N) {
   const int32_t* values = parents.data<int32_t>();
-  for (int64_t i = 0; i < B * N; ++i) {
-    if (values[i] >= -1 && values[i] < i % N) continue;
-    parents.fail_value("had " + std::to_string(values[i]) + " at [" + std::to_string(i / N) + ", " +
-                       std::to_string(i % N) + "], must be -1 or the index of an earlier node");
+  for (int64_t i = 0; i < parents.numel(); ++i) {
+    if (values[i] < -1 || values[i] >= i % N) parents.fail_element(i, "-1 or the index of an earlier node");
+  }
+}
+
+void check_prefix(const TensorArg& prefix, int64_t N, int64_t S) {
+  const int32_t* values = prefix.data<int32_t>();
+  for (int64_t b = 0; b < prefix.numel(); ++b) {
+    if (values[b] < 0 || values[b] + N > S) {
+      prefix.fail_element(b, "in 0.." + std::to_string(S - N) + " (" + std::to_string(S) + " slots, " +
+                                 std::to_string(N) + " of them for the queries)");
+    }
+  }
+}
+
+void check_commit(const TensorArg& source, const TensorArg& dst_start, const TensorArg& length, int64_t S) {
+  const int64_t M = source.size(1);
+  for (int64_t b = 0; b < source.size(0); ++b) {
+    const int32_t* sources = source.data<int32_t>() + b * M;
+    const int64_t start = dst_start.data<int32_t>()[b], count = length.data<int32_t>()[b];
+    if (count < 0 || count > M) length.fail_element(b, "in 0.." + std::to_string(M));
+    if (start < 0 || start + count > S) dst_start.fail_element(b, "in 0.." + std::to_string(S - count));
+    for (int64_t i = 0; i < count; ++i) {
+      if (sources[i] < start + i) source.fail_element(b * M + i, "at least dst_start + " + std::to_string(i));
+      if (sources[i] >= S) source.fail_element(b * M + i, "below " + std::to_string(S) + ", the number of slots");
+      if (i > 0 && sources[i] <= sources[i - 1]) source.fail_element(b * M + i, "above the one before it");
+    }
   }
 }
 
 void tree_mask(py::handle parents_, py::handle bits_, py::handle depth_) {
   TensorArg parents("parents", parents_, kInt32, "[B, N]");
-  TensorArg bits("out.bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kWritable);
-  TensorArg depth("out.depth", depth_, kInt32, "[B, N]", kWritable);
+  TensorArg bits("out bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kWritable);
+  TensorArg depth("out depth", depth_, kInt32, "[B, N]", kWritable);
   const int64_t B = parents.size(0), N = parents.size(1), W = (N + 31) / 32;
   bits.sizes({B, N, W});
   depth.sizes({B, N});
-  check_parents(parents, B, N);
+  check_parents(parents, N);
   TreeMaskParams params{B, N, W, parents.data<int32_t>(), bits.data<uint32_t>(), depth.data<int32_t>()};
   cpu::tree_mask(params);
 }
 
+void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::handle bits_, float scale,
+                    py::handle out_) {
+  TensorArg q("q", q_, kFloating, "[B, N, Hq, D]");
+  TensorArg cache("cache_layer", cache_, q.type(), "[2, B, Hkv, S, D]", kStrided);
+  TensorArg prefix("prefix_length", prefix_, kInt32, "[B]");
+  TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kOptional);
+  TensorArg out("out", out_, q.type(), "[B, N, Hq, D]", kWritable);
+  const int64_t B = q.size(0), N = q.size(1), Hq = q.size(2), D = q.size(3), Hkv = cache.size(2), S = cache.size(3);
+  const int64_t W = (N + 31) / 32;
+  cache.sizes({2, B, Hkv, S, D});
+  prefix.sizes({B});
+  bits.sizes({B, N, W});
+  out.sizes({B, N, Hq, D});
+  if (Hkv == 0 || Hq % Hkv != 0) {
+    q.fail_value("had " + std::to_string(Hq) + " heads, must have a multiple of the cache's " + std::to_string(Hkv));
+  }
+  check_prefix(prefix, N, S);
+  const int32_t* lengths = prefix.data<int32_t>();
+  TreeAttentionParams params{
+      B,         N, Hq, Hkv, S, D, W, scale, q.dtype(), q.data(), cache_layer(cache), lengths, bits.data<uint32_t>(),
+      out.data()};
+  const int64_t longest = B > 0 ? *std::max_element(lengths, lengths + B) + N : 0;
+  run(static_cast<double>(B * longest * N * Hq * D) * 1e-4, [&] { cpu::tree_attention(params); });
+}
+
+void kv_write(py::handle key_, py::handle value_, py::handle slots_, py::handle cache_) {
+  TensorArg key("key", key_, kFloating, "[B, N, Hkv, D]");
+  TensorArg value("value", value_, key.type(), "[B, N, Hkv, D]");
+  TensorArg slots("slots", slots_, kInt32, "[B, N]");
+  TensorArg cache("cache_layer", cache_, key.type(), "[2, B, Hkv, S, D]", kStrided | kWritable);
+  const int64_t B = key.size(0), N = key.size(1), Hkv = key.size(2), D = key.size(3), S = cache.size(3);
+  value.sizes({B, N, Hkv, D});
+  slots.sizes({B, N});
+  cache.sizes({2, B, Hkv, S, D});
+  check_slots(slots, S);
+  KvWriteParams params{
+      B, N, Hkv, S, D, key.dtype(), key.data(), value.data(), slots.data<int32_t>(), cache_layer(cache)};
+  run(static_cast<double>(key.numel()) * 2e-4, [&] { cpu::kv_write(params); });
+}
+
+void commit_on_cuda(const KvCommitParams& params, const TensorArg& cache, py::handle stream) {
+#if SPECBRANCH_WITH_CUDA
+  cuda::require_driver();
+  if (!cache.on_cuda()) cache.fail_value("was on cpu, must be on cuda for backend \"cuda\"");
+  const cuda::DeviceGuard guard(cache.device_id());
+  cuda::kv_commit(params,
+                  stream.is_none() ? cache.current_stream() : reinterpret_cast<void*>(stream.cast<uintptr_t>()));
+#else
+  (void)params, (void)cache, (void)stream;
+  throw std::runtime_error("backend \"cuda\" is not in this build: rebuild with nvcc and SPECBRANCH_CUDA=ON");
+#endif
+}
+
+void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::handle length_, py::handle backend_,
+               py::handle stream_) {
+  TensorArg cache("cache", cache_, kFloating, "[L, 2, B, Hkv, S, D]", kWritable | kAnyDevice);
+  TensorArg source("source_slots", source_, kInt32, "[B, M]", kAnyDevice);
+  TensorArg start("dst_start", start_, kInt32, "[B]", kAnyDevice);
+  TensorArg length("length", length_, kInt32, "[B]", kAnyDevice);
+  const int64_t L = cache.size(0), B = cache.size(2), Hkv = cache.size(3), S = cache.size(4), D = cache.size(5);
+  cache.sizes({L, 2, B, Hkv, S, D});
+  source.sizes({B, source.size(1)});
+  start.sizes({B});
+  length.sizes({B});
+  for (const TensorArg* index : {&source, &start, &length}) index->same_device(cache);
+  KvCommitParams params{L,
+                        B,
+                        source.size(1),
+                        Hkv,
+                        S,
+                        D,
+                        cache.dtype(),
+                        cache.data(),
+                        source.data<int32_t>(),
+                        start.data<int32_t>(),
+                        length.data<int32_t>()};
+  const std::string backend = !backend_.is_none() ? backend_.cast<std::string>() : cache.on_cuda() ? "cuda" : "cpu";
+  if (backend == "cuda") return commit_on_cuda(params, cache, stream_);
+  if (cache.on_cuda()) cache.fail_value("was on cuda, must be on cpu for backend \"" + backend + "\"");
+  check_commit(source, start, length, S);
+  const double microseconds = static_cast<double>(L * 2 * source.numel() * Hkv * D) * 2e-4;
+  if (backend == "cpu") return run(microseconds, [&] { cpu::kv_commit(params); });
+  using simt::Order;
+  if (backend == "simt") return simt::kv_commit(params, Order::kForward);
+  if (backend == "simt:reverse") return simt::kv_commit(params, Order::kReverse);
+  if (backend == "simt:random") return simt::kv_commit(params, Order::kRandom);
+  throw py::value_error("backend was \"" + backend +
+                        "\", must be \"cpu\", \"simt\", \"simt:reverse\", \"simt:random\" or \"cuda\"");
+}
+
 }  // namespace
 
-void register_cache_ops(py::module_& m) { m.def("tree_mask", &tree_mask); }
+void register_cache_ops(py::module_& m) {
+  m.def("tree_mask", &tree_mask);
+  m.def("tree_attention", &tree_attention);
+  m.def("kv_write", &kv_write);
+  m.def("kv_commit", &kv_commit);
+}
 
 }  // namespace specbranch

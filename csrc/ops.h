@@ -148,6 +148,7 @@ struct KvWriteParams {
 
 // Slots of the kept path become contiguous at dst_start, all layers, K and V. source_slots ascend strictly and
 // source_slots[b, i] >= dst_start[b] + i, so that moving in order overwrites nothing that is still needed.
+// Sources and destinations lie in 0..S-1: checked by the bindings on the CPU, the caller's duty on the device.
 struct KvCommitParams {
   int64_t L, B, M, Hkv, S, D;
   DType dtype;
@@ -215,7 +216,9 @@ namespace cuda {
 void kv_commit(const KvCommitParams&, void* stream);
 }  // namespace cuda
 namespace simt {
-void kv_commit(const KvCommitParams&);
+// In which order the emulated threads run.
+enum class Order : int32_t { kForward, kReverse, kRandom };
+void kv_commit(const KvCommitParams&, Order);
 }  // namespace simt
 
 }  // namespace specbranch

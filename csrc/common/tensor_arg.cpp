@@ -162,7 +162,7 @@ std::string type_name(Types types) {
 }
 
 TensorArg::TensorArg(const char* name, py::handle object, Types allowed, const char* shape, Flags flags)
-    : name_(name), letters_(shape) {
+    : name_(name), letters_(shape), object_(object) {
   if (object.is_none() && (flags & kOptional)) return;
   import(object);
   try {
@@ -228,6 +228,7 @@ void TensorArg::import_buffer(py::handle object) {
   data_ = buffer_.buf;
   read_only_ = buffer_.readonly;
   type_ = type_of(buffer_.format, buffer_.itemsize);
+  device_ = {dlpack::kCpu, 0};
   const bool too_deep = buffer_.ndim > kMaxDims;
   ndim_ = too_deep ? 0 : buffer_.ndim;
   bool whole_strides = true;
@@ -289,17 +290,18 @@ void TensorArg::check(Types allowed, Flags flags) const {
   if (reinterpret_cast<uintptr_t>(data_) % item_size(type_) != 0) {
     fail_value("was misaligned, must be aligned to its element size: call .clone()");
   }
-  check_layout(flags & kStrided);
+  check_layout(flags);
 }
 
-void TensorArg::check_layout(bool strided) const {
+void TensorArg::check_layout(Flags flags) const {
   if (numel() == 0) return;
+  const int64_t smallest = flags & kWritable ? 1 : 0;  // an output must not be a broadcast view
   int64_t dense = 1;
   for (int i = ndim_ - 1; i >= 0; --i) {
-    const bool free = strided && i != ndim_ - 1 && strides_[i] >= 0;
+    const bool free = (flags & kStrided) && i != ndim_ - 1 && strides_[i] >= smallest;
     if (shape_[i] != 1 && strides_[i] != dense && !free) {
       fail_value("had strides " + join(strides_, ndim_) + " for shape " + join(shape_, ndim_) + ", must be contiguous" +
-                 (strided ? " in its last dimension" : "") + ": call .contiguous()");
+                 (flags & kStrided ? " in its last dimension" : "") + ": call .contiguous()");
     }
     dense *= shape_[i];
   }
@@ -317,8 +319,18 @@ DType TensorArg::dtype() const {
 
 void* TensorArg::current_stream() const {
   void* stream = nullptr;
-  if (api_ != nullptr && api_->current_stream(device_.type, device_.id, &stream) != 0) throw py::error_already_set();
-  return stream;
+  if (api_ != nullptr) {
+    if (api_->current_stream(device_.type, device_.id, &stream) != 0) throw py::error_already_set();
+    return stream;
+  }
+  const py::object modules = py::module_::import("sys").attr("modules");
+  if (is_torch_tensor(Py_TYPE(object_.ptr()))) {
+    const py::object current = modules["torch"].attr("cuda").attr("current_stream")(device_.id);
+    return reinterpret_cast<void*>(current.attr("cuda_stream").cast<uintptr_t>());
+  }
+  if (!modules.contains("cupy")) return nullptr;
+  const py::object current = modules["cupy"].attr("cuda").attr("get_current_stream")();
+  return reinterpret_cast<void*>(current.attr("ptr").cast<uintptr_t>());
 }
 
 void TensorArg::sizes(std::initializer_list<int64_t> expected) const {
@@ -340,6 +352,15 @@ void TensorArg::same_device(const TensorArg& other) const {
 
 void TensorArg::fail_value(const std::string& message) const {
   throw py::value_error(std::string(name_) + " " + message);
+}
+
+void TensorArg::fail_element(int64_t index, const std::string& must_be) const {
+  int64_t where[kMaxDims], rest = index;
+  for (int i = ndim_ - 1; i >= 0; --i) {
+    where[i] = rest % shape_[i];
+    rest /= shape_[i];
+  }
+  fail_value("had " + std::to_string(data<int32_t>()[index]) + " at " + join(where, ndim_) + ", must be " + must_be);
 }
 
 void TensorArg::fail_type(const std::string& message) const {

@@ -59,7 +59,7 @@ class TensorArg {
   DType dtype() const;  // floating types only
   bool on_cuda() const { return device_.type == dlpack::kCuda || device_.type == dlpack::kCudaManaged; }
   int device_id() const { return device_.id; }
-  // The stream that the tensor's library is working on now (CUDA), nullptr where it does not tell.
+  // The stream that the tensor's library is working on now (CUDA); nullptr, the default stream, where it does not tell.
   void* current_stream() const;
 
   template <typename T = void>
@@ -73,6 +73,8 @@ class TensorArg {
   void same_device(const TensorArg& other) const;
 
   [[noreturn]] void fail_value(const std::string& message) const;
+  // Names element `index` (in memory order) of an int32 argument: "parents had 7 at [0, 2], must be " + must_be.
+  [[noreturn]] void fail_element(int64_t index, const std::string& must_be) const;
   [[noreturn]] void fail_type(const std::string& message) const;
 
  private:
@@ -81,7 +83,7 @@ class TensorArg {
   void import_buffer(pybind11::handle object);
   void import_capsule(pybind11::handle object, pybind11::object capsule);
   void check(Types allowed, Flags flags) const;
-  void check_layout(bool strided) const;
+  void check_layout(Flags flags) const;
   [[noreturn]] void fail_import(pybind11::handle object) const;
 
   const char* name_;
@@ -94,6 +96,7 @@ class TensorArg {
   dlpack::Device device_{dlpack::kCpu, 0};
   void* data_ = nullptr;
   const dlpack::ExchangeApi* api_ = nullptr;
+  pybind11::handle object_;
   int64_t shape_[kMaxDims];
   int64_t strides_[kMaxDims];
   Py_buffer buffer_;

@@ -1,0 +1,40 @@
+#include "common/parallel.h"
+
+#include <algorithm>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
+namespace specbranch::cpu {
+namespace {
+
+constexpr double kMicrosecondsPerThread = 20;  // about what it takes to wake a thread, and some
+
+bool forked = false;
+
+// Once, at load: a child runs everything on its one thread.
+const bool registered = [] {
+#if defined(__unix__) || defined(__APPLE__)
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
+  return true;
+}();
+
+}  // namespace
+
+int threads_for(int64_t tasks, double microseconds) {
+#ifdef _OPENMP
+  if (forked || !registered || omp_in_parallel()) return 1;
+  const double useful = std::min<double>(microseconds / kMicrosecondsPerThread, static_cast<double>(tasks));
+  return useful < 2 ? 1 : static_cast<int>(std::min<double>(useful, omp_get_max_threads()));
+#else
+  (void)tasks, (void)microseconds;
+  return 1;
+#endif
+}
+
+}  // namespace specbranch::cpu
