@@ -1,5 +1,5 @@
-// Bindings of the sampling and verification ops. The pattern is explained in common/tensor_arg.h. All values are checked
-// before a kernel runs: a kernel may rely on every comment of ops.h.
+// Bindings of the sampling and verification ops. The pattern is explained in common/tensor_arg.h. All values are
+// checked before a kernel runs: a kernel may rely on every comment of ops.h.
 #include <limits>
 #include <string>
 
@@ -264,8 +264,7 @@ void verify_tree(py::handle target_logits_, py::handle draft_logits_, py::handle
   draft_logits.sizes({B, N + 1, V});
   for (const TensorArg* arg : {&tokens, &parents, &sampled, &path}) arg->sizes({B, N});
   for (const TensorArg* arg : {&target_cutoff, &draft_cutoff}) arg->sizes({B, N + 1});
-  for (const TensorArg* arg : {&num_nodes, &temperature, &seed, &position, &num_accepted, &next_token})
-    arg->sizes({B});
+  for (const TensorArg* arg : {&num_nodes, &temperature, &seed, &position, &num_accepted, &next_token}) arg->sizes({B});
   if (!gumbel && N > 0 && sampled.given() && !draft_logits.given())
     draft_logits.fail_value("was None, must be [B, N+1, V] where sampled is given and draw is not \"gumbel\"");
   check_temperature(temperature);

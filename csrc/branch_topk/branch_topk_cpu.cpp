@@ -1,14 +1,14 @@
 // branch_topk on the CPU: the k best tokens of a row, best first, lowest index first among equals, where "best" is the
 // logit, or for coupled draws (logit - max) / temperature + Gumbel noise; k = branch_count(k_max, confidence).
-// Layout: logits [B, V], rows contiguous; candidates [B, K]. Work split: a batch row a thread, or, for one long row, the
-// chunks of the softmax pass; the selection is serial and visits only chunks whose best logit can still enter.
+// Layout: logits [B, V], rows contiguous; candidates [B, K]. Work split: a batch row a thread, or, for one long row,
+// the chunks of the softmax pass; the selection is serial and visits only chunks whose best logit can still enter.
 // Bound: one exp per logit for the confidence. Reduction order: fixed in common/distribution.h.
-#include "branch_topk/branch_topk.h"
-
 #include <algorithm>
 #include <vector>
 
+#include "branch_topk/branch_topk.h"
 #include "common/gumbel.h"
+#include "common/parallel.h"
 #include "common/row_cpu.h"
 
 namespace specbranch::cpu {
@@ -44,14 +44,14 @@ class TopK {
 
 bool any_above(const float* scores, float threshold) {
   uint32_t any = 0;
-  for (int l = 0; l < kLanes; ++l) any |= scores[l] > threshold ? 1u : 0u;
+  for (int l = 0; l < kRowLanes; ++l) any |= scores[l] > threshold ? 1u : 0u;
   return any != 0;
 }
 
 void offer_chunk(const float* scores, int64_t first_token, TopK& top) {
-  for (int i = 0; i < kChunk; i += kLanes) {
+  for (int i = 0; i < kChunk; i += kRowLanes) {
     if (!any_above(scores + i, top.entry_score())) continue;
-    for (int l = 0; l < kLanes; ++l) top.offer(scores[i + l], first_token + i + l);
+    for (int l = 0; l < kRowLanes; ++l) top.offer(scores[i + l], first_token + i + l);
   }
 }
 
@@ -101,8 +101,7 @@ void branch_row(const BranchTopkParams& p, int64_t b) {
 }  // namespace
 
 void branch_topk(const BranchTopkParams& params) {
-#pragma omp parallel for schedule(dynamic) if (params.B > 1 && params.B * params.V >= kParallelSize)
-  for (int64_t b = 0; b < params.B; ++b) branch_row(params, b);
+  parallel_for(params.B, microseconds_to_read(params.B * params.V), [&](int64_t b) { branch_row(params, b); });
 }
 
 }  // namespace specbranch::cpu

@@ -2,10 +2,11 @@
 //
 //   kept:        logit >= cutoff (no cutoff: -inf); at temperature 0 cutoffs are ignored
 //   probability: exp((logit - max) * (1 / temperature)) * (1 / sum), float32, max over the kept logits
-//   sum:         chunks of kChunk tokens. In a chunk lane l of kLanes adds tokens l, l + 32, ... in order (float32, relative
-//                to the chunk's own max), the lanes are added by a butterfly (16, 8, 4, 2, 1), and chunk sums, rescaled to the
-//                row's max, are added in order in float64. A warp and an AVX register do this alike, and how many threads
-//                share the chunks changes nothing.
+//   sum:         chunks of kChunk tokens. In a chunk lane l of kRowLanes adds tokens l, l + 32, ... in order (float32,
+//   relative
+//                to the chunk's own max), the lanes are added by a butterfly (16, 8, 4, 2, 1), and chunk sums, rescaled
+//                to the row's max, are added in order in float64. A warp and an AVX register do this alike, and how
+//                many threads share the chunks changes nothing.
 //   bad rows:    a NaN or +inf logit, or no finite one that is kept: no token is drawn, -1 is reported.
 // Temperature 0 is argmax (lowest index on ties); where a probability is asked for all the same, it is that of
 // temperature 1.
@@ -16,13 +17,13 @@
 namespace specbranch {
 
 constexpr int kChunk = 1024;
-constexpr int kLanes = 32;
-constexpr int kGroups = kChunk / kLanes;
+constexpr int kRowLanes = 32;
+constexpr int kGroups = kChunk / kRowLanes;
 constexpr float kMaxInverseTemperature = 1e38f;
 
 struct RowSummary {
-  float max;        // of the kept logits
-  float inv_sum;    // 1 / sum of exp((logit - max) / temperature): also the largest probability
+  float max;      // of the kept logits
+  float inv_sum;  // 1 / sum of exp((logit - max) / temperature): also the largest probability
   double sum;
   double weighted;  // sum of exp(y) * y, y = (logit - max) / temperature: entropy = log(sum) - weighted / sum
   bool valid;

@@ -18,9 +18,7 @@ SB_HD float gumbel_from_word(uint32_t word) {
   return -log_positive(-log1p_negative(below_one));
 }
 
-SB_HD uint32_t gumbel_counter(int64_t token) {
-  return static_cast<uint32_t>((token >> 10) * 256 + (token & 255));
-}
+SB_HD uint32_t gumbel_counter(int64_t token) { return static_cast<uint32_t>((token >> 10) * 256 + (token & 255)); }
 
 SB_HD float gumbel_noise(int64_t seed, int64_t position, int64_t token) {
   const PhiloxBlock block = philox_at(seed, position, gumbel_counter(token), kPurposeGumbel);

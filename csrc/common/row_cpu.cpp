@@ -5,54 +5,46 @@
 
 #include <algorithm>
 
+#include "common/element.h"
 #include "common/gumbel.h"
+#include "common/parallel.h"
 
 namespace specbranch::cpu {
 namespace {
 
-SB_HD float bfloat16_to_float(uint16_t bits) { return bits_float(uint32_t{bits} << 16); }
-
-// Shifting exponent and mantissa into place and multiplying by 2^112 is exact, subnormals included.
-SB_HD float float16_to_float(uint16_t bits) {
-  const uint32_t magnitude = (uint32_t{bits} & 0x7FFFu) << 13;
-  const uint32_t scaled = float_bits(bits_float(magnitude) * 5.192296858534828e33f);
-  const uint32_t special = magnitude >= 0x0F800000u ? 0x7F800000u | magnitude : scaled;
-  return bits_float(special | (uint32_t{bits} & 0x8000u) << 16);
+SB_TARGET_CLONES void widen(const BFloat16* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
 }
 
-SB_TARGET_CLONES void convert_bfloat16(const uint16_t* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = bfloat16_to_float(from[i]);
-}
-
-SB_TARGET_CLONES void convert_float16(const uint16_t* from, int64_t count, float* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = float16_to_float(from[i]);
+SB_TARGET_CLONES void widen(const Float16* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = to_float(from[i]);
 }
 
 SB_HD float butterfly_sum(float* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = kRowLanes / 2; width > 0; width /= 2)
     for (int l = 0; l < width; ++l) lanes[l] += lanes[l + width];
   return lanes[0];
 }
 
 SB_HD float butterfly_max(float* lanes) {
-  for (int width = kLanes / 2; width > 0; width /= 2)
+  for (int width = kRowLanes / 2; width > 0; width /= 2)
     for (int l = 0; l < width; ++l) lanes[l] = lanes[l] > lanes[l + width] ? lanes[l] : lanes[l + width];
   return lanes[0];
 }
 
 SB_TARGET_CLONES void chunk_max(const float* logits, float cutoff, ChunkStats* stats) {
-  float lanes[kLanes];
-  uint32_t bad[kLanes];
-  for (int l = 0; l < kLanes; ++l) lanes[l] = -kInfinity, bad[l] = 0;
-  for (int i = 0; i < kChunk; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
+  float lanes[kRowLanes];
+  uint32_t bad[kRowLanes];
+  for (int l = 0; l < kRowLanes; ++l) lanes[l] = -kInfinity, bad[l] = 0;
+  for (int i = 0; i < kChunk; i += kRowLanes)
+    for (int l = 0; l < kRowLanes; ++l) {
       const float raw = logits[i + l];
       bad[l] |= raw < kInfinity ? 0u : 1u;  // true for NaN too
       const float kept = raw >= cutoff ? raw : -kInfinity;
       lanes[l] = kept > lanes[l] ? kept : lanes[l];
     }
   uint32_t any_bad = 0;
-  for (int l = 0; l < kLanes; ++l) any_bad |= bad[l];
+  for (int l = 0; l < kRowLanes; ++l) any_bad |= bad[l];
   stats->bad = any_bad != 0;
   stats->max = butterfly_max(lanes);
 }
@@ -67,27 +59,24 @@ SB_TARGET_CLONES void chunk_weights(const float* logits, float cutoff, float ref
   }
 }
 
-SB_TARGET_CLONES void chunk_sums(const float* logits, float cutoff, float inv_temperature, ChunkStats* stats) {
-  float sums[kLanes], weighted[kLanes];
-  for (int l = 0; l < kLanes; ++l) sums[l] = 0.0f, weighted[l] = 0.0f;
-  const float reference = stats->max;
-  for (int i = 0; i < kChunk; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) {
-      const float y = (logits[i + l] - reference) * inv_temperature;
-      const float capped = y < 0.0f ? y : 0.0f;  // above the cutoff y <= 0 anyway
-      const float weight = logits[i + l] >= cutoff ? exp_nonpositive(capped) : 0.0f;
-      sums[l] += weight;
-      weighted[l] = fused_multiply_add(weight, capped > kExpFloor ? capped : kExpFloor, weighted[l]);
-    }
-  stats->sum = butterfly_sum(sums);
-  stats->weighted = butterfly_sum(weighted);
+SB_TARGET_CLONES float lane_sum(const float* weights) {
+  float lanes[kRowLanes];
+  for (int l = 0; l < kRowLanes; ++l) lanes[l] = 0.0f;
+  for (int i = 0; i < kChunk; i += kRowLanes)
+    for (int l = 0; l < kRowLanes; ++l) lanes[l] += weights[i + l];
+  return butterfly_sum(lanes);
 }
 
-SB_TARGET_CLONES float lane_sum(const float* weights) {
-  float lanes[kLanes];
-  for (int l = 0; l < kLanes; ++l) lanes[l] = 0.0f;
-  for (int i = 0; i < kChunk; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] += weights[i + l];
+// Sum of weight * y, y = (logit - reference) / temperature.
+SB_TARGET_CLONES float lane_sum_weighted(const float* weights, const float* logits, float reference,
+                                         float inv_temperature) {
+  float lanes[kRowLanes];
+  for (int l = 0; l < kRowLanes; ++l) lanes[l] = 0.0f;
+  for (int i = 0; i < kChunk; i += kRowLanes)
+    for (int l = 0; l < kRowLanes; ++l) {
+      const float y = (logits[i + l] - reference) * inv_temperature;
+      lanes[l] = fused_multiply_add(weights[i + l], y > kExpFloor ? y : kExpFloor, lanes[l]);
+    }
   return butterfly_sum(lanes);
 }
 
@@ -116,10 +105,10 @@ SB_TARGET_CLONES void add_gumbel(const float* logits, float cutoff, float refere
 }
 
 SB_TARGET_CLONES float max_of(const float* values) {
-  float lanes[kLanes];
-  for (int l = 0; l < kLanes; ++l) lanes[l] = values[l];
-  for (int i = kLanes; i < kChunk; i += kLanes)
-    for (int l = 0; l < kLanes; ++l) lanes[l] = values[i + l] > lanes[l] ? values[i + l] : lanes[l];
+  float lanes[kRowLanes];
+  for (int l = 0; l < kRowLanes; ++l) lanes[l] = values[l];
+  for (int i = kRowLanes; i < kChunk; i += kRowLanes)
+    for (int l = 0; l < kRowLanes; ++l) lanes[l] = values[i + l] > lanes[l] ? values[i + l] : lanes[l];
   return butterfly_max(lanes);
 }
 
@@ -135,8 +124,8 @@ int pick_in_chunk(const float* weights, double scale, double target) {
   double before = 0.0, before_last = 0.0;
   int group = -1;
   for (int g = 0; g < kGroups; ++g) {
-    float lanes[kLanes];
-    std::copy(weights + g * kLanes, weights + (g + 1) * kLanes, lanes);
+    float lanes[kRowLanes];
+    std::copy(weights + g * kRowLanes, weights + (g + 1) * kRowLanes, lanes);
     const double mass = scale * static_cast<double>(butterfly_sum(lanes));
     if (mass <= 0.0) continue;
     group = g;
@@ -146,7 +135,7 @@ int pick_in_chunk(const float* weights, double scale, double target) {
   }
   int picked = -1;
   double running = before_last;
-  for (int i = group * kLanes; i < (group + 1) * kLanes; ++i) {
+  for (int i = group * kRowLanes; i < (group + 1) * kRowLanes; ++i) {
     if (weights[i] <= 0.0f) continue;
     picked = i;
     running += scale * static_cast<double>(weights[i]);
@@ -209,14 +198,13 @@ int64_t argmax_gumbel(const Row& row, const RowSummary& summary, const DrawKey& 
   thread_local std::vector<Best> storage;
   storage.assign(num_chunks, Best{-kInfinity, -1});
   std::vector<Best>& best = storage;  // the caller's, also inside the team of threads
-#pragma omp parallel for schedule(dynamic, 4) if (row.size >= kParallelSize)
-  for (int64_t c = 0; c < num_chunks; ++c) {
-    if (gumbel_hopeless(row, summary, scratch.chunks[c])) continue;
+  parallel_for(num_chunks, static_cast<double>(row.size) / 600.0, [&](int64_t c) {
+    if (gumbel_hopeless(row, summary, scratch.chunks[c])) return;
     float scores[kChunk];
     gumbel_scores(row, summary, key, c, scores);
     const float score = max_of(scores);
     best[c] = Best{score, c * kChunk + first_equal(scores, score)};
-  }
+  });
   Best winner{-kInfinity, -1};
   for (const Best& candidate : best)
     if (candidate.score > winner.score) winner = candidate;
@@ -238,10 +226,9 @@ int64_t draw_inverse_cdf(const Row& row, const RowSummary& summary, double u, Ro
 }  // namespace
 
 Row make_row(const Logits& logits, int64_t b, int64_t i, int64_t size, float temperature, const float* cutoff) {
-  const int64_t element_size = logits.dtype == DType::kFloat32 ? 4 : 2;
   const int64_t offset = b * logits.stride0 + i * logits.stride1;
   const bool keep_all = cutoff == nullptr || temperature == 0.0f;
-  return Row{static_cast<const char*>(logits.data) + offset * element_size, logits.dtype, size,
+  return Row{static_cast<const char*>(logits.data) + offset * element_size(logits.dtype), logits.dtype, size,
              inverse_temperature(temperature), keep_all ? -kInfinity : *cutoff};
 }
 
@@ -263,8 +250,10 @@ const float* load_chunk(const Row& row, int64_t chunk, float* buffer) {
     if (count == kChunk) return data;
     std::copy(data, data + count, buffer);
   } else {
-    const uint16_t* data = static_cast<const uint16_t*>(row.data) + start;
-    row.dtype == DType::kBFloat16 ? convert_bfloat16(data, count, buffer) : convert_float16(data, count, buffer);
+    if (row.dtype == DType::kBFloat16)
+      widen(static_cast<const BFloat16*>(row.data) + start, count, buffer);
+    else
+      widen(static_cast<const Float16*>(row.data) + start, count, buffer);
   }
   std::fill(buffer + count, buffer + kChunk, -kInfinity);
   return buffer;
@@ -273,26 +262,27 @@ const float* load_chunk(const Row& row, int64_t chunk, float* buffer) {
 RowSummary read_max(const Row& row, RowScratch& scratch) {
   const int64_t num_chunks = row.num_chunks();
   if (static_cast<int64_t>(scratch.chunks.size()) < num_chunks) scratch.chunks.resize(num_chunks);
-#pragma omp parallel for if (row.size >= kParallelSize)
-  for (int64_t c = 0; c < num_chunks; ++c) {
+  parallel_for(num_chunks, static_cast<double>(row.size) / 10000.0, [&](int64_t c) {
     float buffer[kChunk];
     chunk_max(load_chunk(row, c, buffer), row.cutoff, &scratch.chunks[c]);
-  }
+  });
   return max_of_chunks(row, scratch);
 }
 
-RowSummary read_sums(const Row& row, RowScratch& scratch) {
+RowSummary read_sums(const Row& row, RowScratch& scratch, bool with_entropy) {
   const int64_t num_chunks = row.num_chunks();
   if (static_cast<int64_t>(scratch.chunks.size()) < num_chunks) scratch.chunks.resize(num_chunks);
-#pragma omp parallel for if (row.size >= kParallelSize)
-  for (int64_t c = 0; c < num_chunks; ++c) {
-    float buffer[kChunk];
+  parallel_for(num_chunks, microseconds_to_read(row.size), [&](int64_t c) {
+    float buffer[kChunk], weights[kChunk];
     const float* logits = load_chunk(row, c, buffer);
     ChunkStats& stats = scratch.chunks[c];
     chunk_max(logits, row.cutoff, &stats);
     stats.sum = stats.weighted = 0.0f;
-    if (stats.max > -kInfinity && !stats.bad) chunk_sums(logits, row.cutoff, row.inv_temperature, &stats);
-  }
+    if (stats.bad || stats.max == -kInfinity) return;
+    chunk_weights(logits, row.cutoff, stats.max, row.inv_temperature, weights);
+    stats.sum = lane_sum(weights);
+    if (with_entropy) stats.weighted = lane_sum_weighted(weights, logits, stats.max, row.inv_temperature);
+  });
   RowSummary summary = max_of_chunks(row, scratch);
   if (!summary.valid) return summary;
   for (int64_t c = 0; c < num_chunks; ++c) {
@@ -312,12 +302,17 @@ RowSummary read_sums(const Row& row, RowScratch& scratch) {
 
 float logit_at(const Row& row, int64_t token) {
   if (row.dtype == DType::kFloat32) return static_cast<const float*>(row.data)[token];
-  const uint16_t bits = static_cast<const uint16_t*>(row.data)[token];
-  return row.dtype == DType::kBFloat16 ? bfloat16_to_float(bits) : float16_to_float(bits);
+  if (row.dtype == DType::kBFloat16) return to_float(static_cast<const BFloat16*>(row.data)[token]);
+  return to_float(static_cast<const Float16*>(row.data)[token]);
 }
 
 float probability_of(const Row& row, const RowSummary& summary, int64_t token) {
   return probability(logit_at(row, token), row.cutoff, row.inv_temperature, summary.max, summary.inv_sum);
+}
+
+void scaled_weights(const Row& row, const RowSummary& summary, int64_t chunk, float* weights) {
+  float buffer[kChunk];
+  chunk_weights(load_chunk(row, chunk, buffer), row.cutoff, summary.max, row.inv_temperature, weights);
 }
 
 void gumbel_scores(const Row& row, const RowSummary& summary, const DrawKey& key, int64_t chunk, float* scores) {
@@ -344,12 +339,11 @@ int64_t read_and_draw(const Row& row, const DrawKey& key, RowScratch& scratch) {
 double residual_mass(const Residual& residual, RowScratch& scratch) {
   const int64_t num_chunks = residual.target.num_chunks();
   if (static_cast<int64_t>(scratch.masses.size()) < num_chunks) scratch.masses.resize(num_chunks);
-#pragma omp parallel for if (residual.target.size >= kParallelSize)
-  for (int64_t c = 0; c < num_chunks; ++c) {
+  parallel_for(num_chunks, 2 * microseconds_to_read(residual.target.size), [&](int64_t c) {
     float weights[kChunk];
     residual_weights(residual, c, weights);
     scratch.masses[c] = lane_sum(weights);
-  }
+  });
   double mass = 0.0;
   for (int64_t c = 0; c < num_chunks; ++c) mass += scratch.masses[c];
   return mass;

@@ -1,6 +1,6 @@
 // Reading one row of logits on the CPU: the definitions of distribution.h as loops over chunks of 1024 tokens. Shared
 // by sample, branch_topk, logit_cutoff, verify and verify_tree. A row is read once for max and sum; a draw re-reads one
-// chunk. Rows of kParallelSize tokens or more spread their chunks over OpenMP threads, with the same result.
+// chunk. Long rows spread their chunks over threads (common/parallel.h), with the same result.
 #pragma once
 
 #include <vector>
@@ -10,7 +10,8 @@
 
 namespace specbranch::cpu {
 
-constexpr int64_t kParallelSize = 65536;
+// About what max and sums of so many logits take on one core: for the decision about threads.
+inline double microseconds_to_read(int64_t num_logits) { return static_cast<double>(num_logits) / 3000.0; }
 
 struct Row {
   const void* data;
@@ -56,12 +57,15 @@ RowScratch& thread_scratch();
 // The chunk's logits as float32: in place where they already are, else in `buffer`, padded with -inf.
 const float* load_chunk(const Row& row, int64_t chunk, float* buffer);
 
-// Max only, or max, sums and masses, of the row; fills scratch.chunks.
+// Max only, or max, sums and masses (and what the entropy needs), of the row; fills scratch.chunks.
 RowSummary read_max(const Row& row, RowScratch& scratch);
-RowSummary read_sums(const Row& row, RowScratch& scratch);
+RowSummary read_sums(const Row& row, RowScratch& scratch, bool with_entropy = false);
 
 float logit_at(const Row& row, int64_t token);
 float probability_of(const Row& row, const RowSummary& summary, int64_t token);
+
+// exp((logit - max) / temperature) of one chunk; 0 for what is cut.
+void scaled_weights(const Row& row, const RowSummary& summary, int64_t chunk, float* weights);
 
 // Scores of one chunk for coupled draws: (logit - max) / temperature + Gumbel noise; -inf for what is cut.
 void gumbel_scores(const Row& row, const RowSummary& summary, const DrawKey& key, int64_t chunk, float* scores);
@@ -74,8 +78,8 @@ int64_t draw_token(const Row& row, const RowSummary& summary, const DrawKey& key
 int64_t read_and_draw(const Row& row, const DrawKey& key, RowScratch& scratch);
 
 // Residual of rejection sampling after num_scales + 1 rejections: f_0 = target probability,
-// f_k = max(0, f_{k-1} - draft probability) * scales[k-1]; the weight is max(0, f_n - draft probability), n = num_scales.
-// All in one fixed order, as for `sum` in distribution.h (relative to nothing: these are probabilities).
+// f_k = max(0, f_{k-1} - draft probability) * scales[k-1]; the weight is max(0, f_n - draft probability), n =
+// num_scales. All in one fixed order, as for `sum` in distribution.h (relative to nothing: these are probabilities).
 struct Residual {
   Row target, draft;
   RowSummary target_summary, draft_summary;

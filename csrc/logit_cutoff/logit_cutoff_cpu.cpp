@@ -4,13 +4,15 @@
 //   min-p:  max + temperature * log(min_p)
 // so that "keep" is one comparison. -inf: nothing is cut; temperature 0: the maximum; bad row: NaN.
 // Work: a guess (max - 8, - 24 temperatures) gathers the few candidates; if they do not suffice, all logits are taken.
-// Thresholds are then found by bisection over the ordered bit patterns of the candidates: at most 32 vector passes and no
-// sort, whatever the input. Masses are 2^-40 fixed point integers, so their sums have no order that could matter.
-// Layout: logits [B, V], rows contiguous. Bound: reading the row twice (once for max and sum, once to gather).
+// Thresholds are then found by bisection over the ordered bit patterns of the candidates, which drops what it leaves
+// behind: no sort, and at most 32 steps whatever the input. Masses are fixed-point integers (2^-40 of the maximum's),
+// so their sums have no order that could matter. Layout: logits [B, V], rows contiguous. Bound: reading the row twice
+// (once for max and sum, once to gather).
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
+#include "common/parallel.h"
 #include "common/row_cpu.h"
 
 namespace specbranch::cpu {
@@ -24,54 +26,76 @@ SB_HD int32_t order_key(float value) {
   return bits ^ ((bits >> 31) & 0x7FFFFFFF);
 }
 
-SB_HD float key_value(int32_t key) {
-  return bits_float(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7FFFFFFF)));
-}
+SB_HD float key_value(int32_t key) { return bits_float(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7FFFFFFF))); }
 
-// The logits worth looking at, as ordered keys with their fixed-point weights.
+// The logits worth looking at, as ordered keys with their fixed-point masses.
 struct Candidates {
   std::vector<int32_t> keys;
   std::vector<int64_t> masses;
 };
 
+SB_TARGET_CLONES bool any_from(const float* logits, float floor) {
+  uint32_t any = 0;
+  for (int l = 0; l < kRowLanes; ++l) any |= logits[l] >= floor ? 1u : 0u;
+  return any != 0;
+}
+
 void gather(const Row& row, const RowSummary& summary, const RowScratch& scratch, float floor, Candidates& out) {
   out.keys.clear();
   out.masses.clear();
-  float buffer[kChunk];
+  float buffer[kChunk], weights[kChunk];
   for (int64_t c = 0; c < row.num_chunks(); ++c) {
     if (scratch.chunks[c].max < floor) continue;
     const float* logits = load_chunk(row, c, buffer);
+    scaled_weights(row, summary, c, weights);
     for (int i = 0; i < kChunk; ++i) {
+      if (i % kRowLanes == 0 && !any_from(logits + i, floor)) {
+        i += kRowLanes - 1;
+        continue;
+      }
       if (!(logits[i] >= floor) || logits[i] == -kInfinity) continue;
-      const float weight = exp_nonpositive((logits[i] - summary.max) * row.inv_temperature);
       out.keys.push_back(order_key(logits[i]));
-      out.masses.push_back(static_cast<int64_t>(static_cast<double>(weight) * kMassUnit));
+      out.masses.push_back(static_cast<int64_t>(static_cast<double>(weights[i]) * kMassUnit));
     }
   }
 }
 
-SB_TARGET_CLONES int64_t count_from(const int32_t* keys, int64_t size, int32_t threshold) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < size; ++i) count += keys[i] >= threshold ? 1 : 0;
-  return count;
+// Sum of the weights of keys >= threshold.
+SB_TARGET_CLONES int64_t weight_from(const int32_t* keys, const int64_t* weights, int64_t size, int32_t threshold) {
+  int64_t sum = 0;
+  for (int64_t i = 0; i < size; ++i) sum += keys[i] >= threshold ? weights[i] : 0;
+  return sum;
 }
 
-SB_TARGET_CLONES int64_t mass_from(const int32_t* keys, const int64_t* masses, int64_t size, int32_t threshold) {
-  int64_t mass = 0;
-  for (int64_t i = 0; i < size; ++i) mass += keys[i] >= threshold ? masses[i] : 0;
-  return mass;
+// Keeps the entries with low <= key <= high, in place; returns how many.
+int64_t narrow(int32_t* keys, int64_t* weights, int64_t size, int32_t low, int32_t high) {
+  int64_t kept = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const int32_t key = keys[i];
+    const int64_t weight = weights[i];
+    keys[kept] = key;
+    weights[kept] = weight;
+    kept += (key >= low) & (key <= high);
+  }
+  return kept;
 }
 
-// The largest key for which `enough` holds; it holds for `low` and for everything below what it holds for.
-template <class Enough>
-int32_t largest_key(int32_t low, int32_t high, Enough enough) {
+// The largest threshold from which on the weights sum up to `wanted` or more; all of them must. Takes copies: entries
+// are dropped as the bisection leaves them behind, so the work is about four passes over the entries.
+int32_t select_threshold(std::vector<int32_t>& keys, std::vector<int64_t>& weights, double wanted) {
+  const auto range = std::minmax_element(keys.begin(), keys.end());
+  int32_t low = *range.first, high = *range.second;
+  int64_t size = static_cast<int64_t>(keys.size()), above = 0;  // weight of the keys > high
   while (low < high) {
-    const int64_t sum = static_cast<int64_t>(low) + high + 1;
-    const int32_t middle = static_cast<int32_t>(sum >> 1);
-    if (enough(middle))
+    const int32_t middle = static_cast<int32_t>((static_cast<int64_t>(low) + high + 1) >> 1);
+    const int64_t sum = above + weight_from(keys.data(), weights.data(), size, middle);
+    if (static_cast<double>(sum) >= wanted) {
       low = middle;
-    else
+    } else {
       high = middle - 1;
+      above = sum;
+    }
+    size = narrow(keys.data(), weights.data(), size, low, high);
   }
   return low;
 }
@@ -81,24 +105,28 @@ struct Limits {
   double top_p;   // 1: off
 };
 
-// Thresholds of top-k and top-p within the candidates, or false if more candidates are needed. `total`: mass of the row.
+// Threshold of top-k and top-p within the candidates, or false if more candidates are needed. `total`: mass of the row.
 bool threshold_within(const Candidates& candidates, Limits limits, double total, bool complete, float* threshold) {
+  thread_local std::vector<int32_t> keys;
+  thread_local std::vector<int64_t> weights;
   const int64_t size = static_cast<int64_t>(candidates.keys.size());
-  const int32_t* keys = candidates.keys.data();
-  const int64_t* masses = candidates.masses.data();
-  const auto range = std::minmax_element(candidates.keys.begin(), candidates.keys.end());
-  int32_t low = *range.first;
+  int32_t low = *std::min_element(candidates.keys.begin(), candidates.keys.end());
   if (limits.top_k > 0) {
     if (size < limits.top_k && !complete) return false;
-    if (size > limits.top_k)
-      low = largest_key(low, *range.second, [&](int32_t t) { return count_from(keys, size, t) >= limits.top_k; });
-    total = static_cast<double>(mass_from(keys, masses, size, low)) / kMassUnit;
+    if (size > limits.top_k) {
+      keys = candidates.keys;
+      weights.assign(size, 1);
+      low = select_threshold(keys, weights, static_cast<double>(limits.top_k));
+    }
+    total = static_cast<double>(weight_from(candidates.keys.data(), candidates.masses.data(), size, low)) / kMassUnit;
   }
   if (limits.top_p < 1.0) {
     const double wanted = limits.top_p * total * kMassUnit;
-    const auto enough = [&](int32_t t) { return static_cast<double>(mass_from(keys, masses, size, t)) >= wanted; };
-    if (enough(low))
-      low = largest_key(low, *range.second, enough);
+    keys = candidates.keys;
+    weights = candidates.masses;
+    const int64_t mass = weight_from(keys.data(), weights.data(), size, low);
+    if (static_cast<double>(mass) >= wanted)
+      low = std::max(low, select_threshold(keys, weights, wanted));
     else if (!complete)
       return false;
   }
@@ -136,8 +164,8 @@ float cutoff_of_row(const LogitCutoffParams& p, int64_t b) {
 }  // namespace
 
 void logit_cutoff(const LogitCutoffParams& params) {
-#pragma omp parallel for schedule(dynamic) if (params.B > 1 && params.B * params.V >= kParallelSize)
-  for (int64_t b = 0; b < params.B; ++b) params.cutoff[b] = cutoff_of_row(params, b);
+  parallel_for(params.B, 2 * microseconds_to_read(params.B * params.V),
+               [&](int64_t b) { params.cutoff[b] = cutoff_of_row(params, b); });
 }
 
 }  // namespace specbranch::cpu

@@ -4,6 +4,7 @@
 // Layout: logits [B, V], rows contiguous. Work split: a batch row a thread, or, for one long row, its chunks.
 // Bound: one exp per logit; Gumbel adds a quarter of a Philox block and two logs to chunks that can still win.
 // Reduction order: fixed in common/distribution.h.
+#include "common/parallel.h"
 #include "common/row_cpu.h"
 
 namespace specbranch::cpu {
@@ -13,7 +14,7 @@ void sample_row(const SampleParams& p, int64_t b) {
   RowScratch& scratch = thread_scratch();
   const float temperature = p.temperature[b];
   const Row row = make_row(p.logits, b, 0, p.V, temperature, p.cutoff ? p.cutoff + b : nullptr);
-  const RowSummary summary = read_sums(row, scratch);
+  const RowSummary summary = read_sums(row, scratch, true);
   if (!summary.valid) {
     p.token[b] = -1;
     p.probability[b] = p.max_probability[b] = p.entropy[b] = __builtin_nanf("");
@@ -33,8 +34,7 @@ void sample_row(const SampleParams& p, int64_t b) {
 }  // namespace
 
 void sample(const SampleParams& params) {
-#pragma omp parallel for schedule(dynamic) if (params.B > 1 && params.B * params.V >= kParallelSize)
-  for (int64_t b = 0; b < params.B; ++b) sample_row(params, b);
+  parallel_for(params.B, microseconds_to_read(params.B * params.V), [&](int64_t b) { sample_row(params, b); });
 }
 
 }  // namespace specbranch::cpu

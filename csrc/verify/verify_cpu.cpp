@@ -1,12 +1,12 @@
 // verify on the CPU. Formula: verify.h; probabilities: common/distribution.h.
 // Layout: target_logits [B, G+1, V], draft_logits [B, G, V], rows contiguous.
-// Work split: one batch row a thread when B > 1 and the work is big; else a row's chunks over the threads. Positions are
-// visited in order and the walk stops at the first rejection, so rows behind it are neither read nor checked for NaN.
-// Bound: one exp per logit read; a rejection reads its two rows once more for the residual.
-// Reduction order: fixed in common/distribution.h.
-#include "verify/verify.h"
-
+// Work split: one batch row a thread when B > 1 and the work is big; else a row's chunks over the threads. Positions
+// are visited in order and the walk stops at the first rejection, so rows behind it are neither read nor checked for
+// NaN. Bound: one exp per logit read; a rejection reads its two rows once more for the residual. Reduction order: fixed
+// in common/distribution.h.
+#include "common/parallel.h"
 #include "common/row_cpu.h"
+#include "verify/verify.h"
 
 namespace specbranch::cpu {
 namespace {
@@ -18,7 +18,8 @@ constexpr Outcome kBadRow{-1, -1, -1};
 
 class Chain {
  public:
-  Chain(const VerifyParams& params, int64_t b) : p_(params), b_(b), mode_(mode_of(params.draw, params.temperature[b])) {}
+  Chain(const VerifyParams& params, int64_t b)
+      : p_(params), b_(b), mode_(mode_of(params.draw, params.temperature[b])) {}
 
   Outcome run() {
     const int32_t length = p_.chain_length[b_];
@@ -81,13 +82,12 @@ class Chain {
 }  // namespace
 
 void verify(const VerifyParams& params) {
-#pragma omp parallel for schedule(dynamic) if (params.B > 1 && params.B * (params.G + 1) * params.V >= kParallelSize)
-  for (int64_t b = 0; b < params.B; ++b) {
+  parallel_for(params.B, microseconds_to_read(params.B * (2 * params.G + 1) * params.V), [&](int64_t b) {
     const Outcome outcome = Chain(params, b).run();
     params.num_accepted[b] = outcome.num_accepted;
     params.next_token[b] = outcome.next_token;
     params.survivor[b] = outcome.survivor;
-  }
+  });
 }
 
 }  // namespace specbranch::cpu

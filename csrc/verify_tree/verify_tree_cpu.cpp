@@ -1,6 +1,7 @@
 // verify_tree on the CPU: a walk from the root, one level at a time. At a node:
-//   deterministic children, temperature 0 or coupled: one draw of the target, matched against the children (lowest first)
-//   sampled children: multi-round rejection. f_0 = target; child r is accepted by u_r * draft(x_r) < f_r(x_r), else
+//   deterministic children, temperature 0 or coupled: one draw of the target, matched against the children (lowest
+//   first) sampled children: multi-round rejection. f_0 = target; child r is accepted by u_r * draft(x_r) < f_r(x_r),
+//   else
 //     f_{r+1} = norm(max(0, f_r - draft)); after the last rejection the next token is drawn from f.
 // A chain is a tree with one child a node: the uniforms, rows and arithmetic are then those of verify, bit for bit.
 // Layout: target_logits and draft_logits [B, N+1, V], row 0 the root, row i+1 node i. Only rows on the path are read.
@@ -8,6 +9,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "common/parallel.h"
 #include "common/row_cpu.h"
 #include "verify/verify.h"
 
@@ -43,7 +45,8 @@ class Walk {
     const bool sampled = first >= 0 && p_.sampled != nullptr && p_.sampled[b_ * p_.N + first] != 0;
     if (sampled && mode_ == Mode::kInverseCdf) return visit_sampled(node, first, p_.position[b_] + depth);
     const DrawKey key{mode_, p_.seed[b_], p_.position[b_] + depth, 0, kPurposeRecover};
-    const int32_t token = static_cast<int32_t>(read_and_draw(row(p_.target_logits, p_.target_cutoff, node), key, scratch_));
+    const int32_t token =
+        static_cast<int32_t>(read_and_draw(row(p_.target_logits, p_.target_cutoff, node), key, scratch_));
     if (token < 0) return {-1, kBad};
     int32_t child = first;
     while (child >= 0 && tokens_[child] != token) child = next_child(node, child + 1);
@@ -51,8 +54,8 @@ class Walk {
   }
 
   Step visit_sampled(int32_t node, int32_t first, int64_t position) {
-    Residual residual{row(p_.target_logits, p_.target_cutoff, node), row(p_.draft_logits, p_.draft_cutoff, node), {}, {},
-                      nullptr, 0};
+    Residual residual{
+        row(p_.target_logits, p_.target_cutoff, node), row(p_.draft_logits, p_.draft_cutoff, node), {}, {}, nullptr, 0};
     residual.draft_summary = read_sums(residual.draft, scratch_);
     residual.target_summary = read_sums(residual.target, scratch_);
     if (!residual.draft_summary.valid || !residual.target_summary.valid) return {-1, kBad};
@@ -116,8 +119,8 @@ class Walk {
 }  // namespace
 
 void verify_tree(const VerifyTreeParams& params) {
-#pragma omp parallel for schedule(dynamic) if (params.B > 1 && params.B * (params.N + 1) * params.V >= kParallelSize)
-  for (int64_t b = 0; b < params.B; ++b) Walk(params, b).run();
+  parallel_for(params.B, microseconds_to_read(params.B * (params.N + 1) * params.V),
+               [&](int64_t b) { Walk(params, b).run(); });
 }
 
 }  // namespace specbranch::cpu

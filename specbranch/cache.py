@@ -1,0 +1,67 @@
+"""The slot cache: forking copies nothing, rollback is a length, keeping a branch moves few slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from . import ops
+
+
+class SlotCache:
+    """Keys and values of one request, ``[layers, 2, batch, kv_heads, slots, head_dim]``.
+
+    The prefix lies in the slots ``0 .. length - 1``, pending tree nodes right behind it. Keys are
+    stored rotated by their logical position, so that slots may move freely.
+
+    Args:
+        layers, kv_heads, head_dim: sizes of the model.
+        slots: room for the prefix and the tree together.
+        dtype, device: of the tensor, allocated once.
+    """
+
+    def __init__(
+        self,
+        *,
+        layers: int,
+        kv_heads: int,
+        slots: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (layers, 2, 1, kv_heads, slots, head_dim)
+        self.data = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = list(self.data)
+        self.slots = slots
+        self.length = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return self.data.numel() * self.data.element_size()
+
+    def rollback(self, length: int) -> None:
+        """Cut the prefix; nothing moves.
+
+        Raises:
+            ValueError: longer than the prefix, or negative.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"length was {length}; it must be in 0 .. {self.length}")
+        self.length = length
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Append the nodes ``path`` (ascending) to the prefix; moves those out of place."""
+        in_place = 0
+        while in_place < len(path) and path[in_place] == in_place:
+            in_place += 1
+        start = self.length
+        moving = path[in_place:]
+        self.length += len(path)
+        if len(moving) == 0:
+            return
+        sources = torch.tensor([[start + node for node in moving]], dtype=torch.int32)
+        first = torch.tensor([start + in_place], dtype=torch.int32)
+        ops.kv_commit(self.data, sources, first, torch.tensor([len(moving)], dtype=torch.int32))

@@ -1,0 +1,9 @@
+"""Models: the protocol that the engine asks for, and the Llama family that serves it."""
+
+from __future__ import annotations
+
+from .llama import LlamaModel
+from .loader import load_model
+from .protocol import CausalLM, DecoderState, ForwardOutput
+
+__all__ = ["CausalLM", "DecoderState", "ForwardOutput", "LlamaModel", "load_model"]

@@ -1,0 +1,256 @@
+"""One lean decoder for the Llama family: Llama 2/3, Mistral, Qwen2, Qwen3, SmolLM, TinyLlama...
+
+Between the four matrix products of a layer stand four fused ops (``specbranch.ops``) and nothing
+else, because at batch 1 the number of calls is what a small model pays for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from .. import ops
+from ..cache import SlotCache
+from ..tree import SpeculationTree
+from .config import LlamaConfig
+from .linear import Linear
+from .protocol import ForwardOutput
+
+PREFILL_CHUNK = 256
+
+
+@dataclass
+class LayerWeights:
+    """Weights of one decoder layer; q, k, v and gate, up are fused."""
+
+    input_norm: torch.Tensor  # [d]
+    qkv: Linear  # [(Hq + 2 Hkv) * D, d]
+    q_norm: torch.Tensor | None  # [D]
+    k_norm: torch.Tensor | None  # [D]
+    out: Linear  # [d, Hq * D]
+    mlp_norm: torch.Tensor  # [d]
+    gate_up: Linear  # [2F, d]
+    down: Linear  # [d, F]
+
+
+class LlamaModel:
+    """Weights and sizes; a ``CausalLM``."""
+
+    def __init__(
+        self,
+        config: LlamaConfig,
+        embedding: torch.Tensor,
+        layers: list[LayerWeights],
+        final_norm: torch.Tensor,
+        head: Linear,
+    ) -> None:
+        self.config = config
+        self.embedding, self.layers, self.final_norm, self.head = (
+            embedding,
+            layers,
+            final_norm,
+            head,
+        )
+        self.vocab_size = config.vocab_size
+        self.max_seq_len = config.max_seq_len
+        self.device, self.dtype = embedding.device, embedding.dtype
+        self.eos_token_ids = config.eos_token_ids
+        angles = torch.outer(
+            torch.arange(config.max_seq_len, dtype=torch.float32),
+            config.rope.frequencies(config.head_dim),
+        )
+        self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
+
+    def new_state(self, max_seq_len: int, tree_slots: int) -> LlamaState:
+        """An empty state.
+
+        Raises:
+            ValueError: ``max_seq_len`` beyond the model's own.
+        """
+        if not 1 <= max_seq_len <= self.max_seq_len:
+            raise ValueError(
+                f"max_seq_len was {max_seq_len}; it must be in 1 .. {self.max_seq_len}"
+            )
+        return LlamaState(self, max_seq_len, tree_slots)
+
+
+class _Step:
+    """Where N new tokens go: position, slot and what each sees. Kept and refilled, per N."""
+
+    def __init__(self, count: int, words: int) -> None:
+        self.positions = torch.empty(1, count, dtype=torch.int32)
+        self.slots = torch.empty(1, count, dtype=torch.int32)
+        self.prefix = torch.empty(1, dtype=torch.int32)
+        self.bits = torch.empty(1, count, words, dtype=torch.int32) if words else None
+        # Writing through NumPy costs a tenth of a torch operation.
+        self.positions_view = self.positions.numpy()[0]
+        self.slots_view = self.slots.numpy()[0]
+        self.prefix_view = self.prefix.numpy()
+        self.bits_view = self.bits.numpy()[0] if self.bits is not None else None
+
+
+class LlamaState:
+    """Cache and pending tree of one request; a ``DecoderState``."""
+
+    def __init__(self, model: LlamaModel, max_seq_len: int, tree_slots: int) -> None:
+        config = model.config
+        self._model, self._capacity = model, max_seq_len
+        self.cache = SlotCache(
+            layers=config.num_layers,
+            kv_heads=config.num_kv_heads,
+            slots=max_seq_len + max(tree_slots, 1),
+            head_dim=config.head_dim,
+            dtype=model.dtype,
+            device=model.device,
+        )
+        self.tree = SpeculationTree(tree_slots)
+        self._steps: dict[tuple[int, int], _Step] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prefix."""
+        return self.cache.length
+
+    @property
+    def num_nodes(self) -> int:
+        """Pending nodes."""
+        return len(self.tree)
+
+    # ------------------------------------------------------------------ protocol
+    def prefill(self, tokens: torch.Tensor) -> None:
+        """Extend the prefix by ``tokens [n]``, in chunks; the head is not computed."""
+        if self.num_nodes:
+            raise ValueError(f"prefill with {self.num_nodes} pending nodes; commit or roll back")
+        self._check_tokens(tokens)
+        if self.length + len(tokens) > self._capacity:
+            raise ValueError(
+                f"tokens had {len(tokens)} entries after a prefix of {self.length}; "
+                f"together they must be at most {self._capacity}"
+            )
+        with torch.inference_mode():
+            for chunk in tokens.split(PREFILL_CHUNK):
+                count, start = len(chunk), self.length
+                step = self._step(count, 0)
+                step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
+                step.prefix_view[0] = start
+                self._decode(chunk, step, 0)
+                self.cache.length += count
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        parents: Sequence[int] | None = None,
+        *,
+        hidden_layers: int = 0,
+    ) -> ForwardOutput:
+        """Append ``tokens [N]`` to the tree; logits ``[N, V]`` and the last layers' outputs."""
+        self._check_tokens(tokens)
+        if not 0 <= hidden_layers <= self._model.config.num_layers:
+            raise ValueError(
+                f"hidden_layers was {hidden_layers}; it must be in 0 .. "
+                f"{self._model.config.num_layers}"
+            )
+        first, count = len(self.tree), len(tokens)
+        self.tree.grow(count, parents)
+        try:
+            step = self._place(first, count)
+            with torch.inference_mode():
+                normed, hidden = self._decode(tokens, step, hidden_layers)
+                return ForwardOutput(self._model.head(normed), hidden)
+        except Exception:
+            self.tree.truncate(first)
+            raise
+
+    def commit(self, path: Sequence[int]) -> None:
+        """Append a path of pending nodes to the prefix."""
+        self.tree.check_path(path)
+        if self.length + len(path) > self._capacity:
+            raise ValueError(
+                f"path had {len(path)} nodes after a prefix of {self.length}; "
+                f"together they must be at most {self._capacity}"
+            )
+        self.cache.commit(path)
+        self.tree.clear()
+
+    def rollback(self, length: int) -> None:
+        """Cut the prefix to ``length``."""
+        self.cache.rollback(length)
+        self.tree.clear()
+
+    # ------------------------------------------------------------------ inside
+    def _check_tokens(self, tokens: torch.Tensor) -> None:
+        if tokens.dim() != 1 or tokens.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"tokens was {tokens.dtype} {list(tokens.shape)}; it must be int32 or int64 [n]"
+            )
+
+    def _step(self, count: int, words: int) -> _Step:
+        key = (count, words)
+        if key not in self._steps:
+            self._steps[key] = _Step(count, words)
+        return self._steps[key]
+
+    def _place(self, first: int, count: int) -> _Step:
+        """Positions, slots and visibility of the nodes from ``first`` on."""
+        depths = self.tree.depths
+        deepest = self.length + max(depths[first:], default=0)
+        if deepest >= self._model.max_seq_len:
+            raise ValueError(
+                f"tokens would reach position {deepest}; positions must be below "
+                f"{self._model.max_seq_len}"
+            )
+        causal = first == 0 and self.tree.is_chain
+        step = self._step(count, 0 if causal else (len(self.tree) + 31) // 32)
+        step.positions_view[:] = depths[first:]
+        step.positions_view += self.length
+        start = self.length + first
+        step.slots_view[:] = range(start, start + count)
+        step.prefix_view[0] = self.length
+        if step.bits_view is not None:
+            step.bits_view[:] = self.tree.bits(first)
+        return step
+
+    def _decode(
+        self, tokens: torch.Tensor, step: _Step, hidden_layers: int
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All layers: final norm's output ``[N, d]``, and the last layers' ``[N, K, d]``."""
+        model, config = self._model, self._model.config
+        count, eps = len(tokens), config.norm_eps
+        try:
+            residual = F.embedding(tokens, model.embedding)
+        except IndexError as error:
+            raise ValueError(
+                f"tokens had ids {int(tokens.min())} .. {int(tokens.max())}; "
+                f"they must be in 0 .. {model.vocab_size - 1}"
+            ) from error
+        delta = None
+        kept: list[torch.Tensor] = []
+        for weights, cache in zip(model.layers, self.cache.layers, strict=True):
+            if len(kept) or (delta is not None and hidden_layers):
+                kept.append(residual + delta)
+            normed = ops.add_rms_norm(residual, weights.input_norm, delta, eps=eps)
+            query = ops.rope_kv_write(
+                weights.qkv(normed).view(1, count, -1),
+                model.cos,
+                model.sin,
+                step.positions,
+                step.slots,
+                cache,
+                config.num_heads,
+                q_norm=weights.q_norm,
+                k_norm=weights.k_norm,
+                eps=eps,
+            )
+            seen = ops.tree_attention(query, cache, step.prefix, step.bits)
+            delta = weights.out(seen.view(count, -1))
+            normed = ops.add_rms_norm(residual, weights.mlp_norm, delta, eps=eps)
+            delta = weights.down(ops.silu_mul(weights.gate_up(normed)))
+        normed = ops.add_rms_norm(residual, model.final_norm, delta, eps=eps)
+        if not hidden_layers:
+            return normed, None
+        # The norm above has added the last layer's delta to the residual.
+        return normed, torch.stack([*kept, residual][-hidden_layers:], dim=1)

@@ -1,0 +1,176 @@
+"""Checkpoint directories in Hugging Face format: config.json, safetensors, sharded or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .config import LlamaConfig, read_config, read_json
+from .linear import Linear
+from .llama import LayerWeights, LlamaModel
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Fetch = Callable[..., torch.Tensor]
+
+
+def load_model(
+    folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+) -> LlamaModel:
+    """Load a checkpoint directory of the Llama family.
+
+    Args:
+        folder: holds config.json and model.safetensors (or its sharded index).
+        dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: float32
+            on a CPU, the stored one elsewhere.
+        device: ``"cpu"``; CUDA models come with the CUDA kernels.
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file, field or tensor, and what was expected.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
+    _check_device(device)
+    config = read_config(folder)
+    wanted = _resolve_dtype(dtype, config)
+    tensors = _Tensors(folder, wanted)
+    model = _build(config, tensors)
+    tensors.check_all_used(config)
+    return model
+
+
+def _check_device(device: str | torch.device) -> None:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device was {device!r}; it must be 'cpu'") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device was {device!r}, but no CUDA device was found; use 'cpu'")
+    if kind != "cpu":
+        raise ValueError(f"device was {device!r}; models of this version run on 'cpu' only")
+
+
+def _resolve_dtype(dtype: str | torch.dtype, config: LlamaConfig) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype == "auto":
+        return torch.float32
+    if isinstance(dtype, str) and dtype in DTYPES:
+        return DTYPES[dtype]
+    raise ValueError(f"dtype was {dtype!r}; it must be auto, {', '.join(DTYPES)}")
+
+
+class _Tensors:
+    """The tensors of a checkpoint, read on demand; remembers which were asked for."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
+        self.folder, self.dtype = folder, dtype
+        self._file_of = self._index()
+        self._used: set[str] = set()
+
+    def _index(self) -> dict[str, Path]:
+        index, single = (
+            self.folder / "model.safetensors.index.json",
+            self.folder / "model.safetensors",
+        )
+        if index.is_file():
+            weight_map = read_json(index).get("weight_map")
+            if not isinstance(weight_map, dict):
+                raise ValueError(f"{index}: weight_map was missing; it must map tensors to files")
+            for name in sorted(set(weight_map.values())):
+                if not (self.folder / name).is_file():
+                    raise FileNotFoundError(f"{self.folder / name} does not exist; {index} names it")
+            return {key: self.folder / name for key, name in weight_map.items()}
+        if single.is_file():
+            with self._open(single) as file:
+                return dict.fromkeys(file.keys(), single)
+        pickles = sorted(self.folder.glob("*.bin"))
+        if pickles:
+            raise ValueError(f"{pickles[0]} is a pickle, which can run code; use safetensors")
+        raise FileNotFoundError(f"{single} does not exist; a Hugging Face checkpoint has one")
+
+    @staticmethod
+    def _open(path: Path) -> safe_open:
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def __call__(self, name: str, *shape: int) -> torch.Tensor:
+        """Tensor ``name`` in the wanted dtype; its shape must be ``shape``."""
+        if name not in self._file_of:
+            raise ValueError(f"{self.folder}: tensor {name} is missing; it must be {list(shape)}")
+        self._used.add(name)
+        with self._open(self._file_of[name]) as file:
+            try:
+                tensor: torch.Tensor = file.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(f"{self._file_of[name]} has no tensor {name}: {error}") from error
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{self.folder}: tensor {name} was {list(tensor.shape)}; "
+                f"it must be {list(shape)}"
+            )
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"{self.folder}: tensor {name} was {tensor.dtype}; it must be a float")
+        return tensor.to(self.dtype).contiguous()
+
+    def check_all_used(self, config: LlamaConfig) -> None:
+        """Refuse tensors that the architecture has no place for."""
+        ignored = {"lm_head.weight"} if config.tied else set()
+        left = [
+            name
+            for name in sorted(set(self._file_of) - self._used - ignored)
+            if not name.endswith("rotary_emb.inv_freq")
+        ]
+        if left:
+            raise ValueError(
+                f"{self.folder}: {len(left)} tensors are not part of {config.family}, "
+                f"the first is {left[0]}"
+            )
+
+
+def _build(config: LlamaConfig, get: _Tensors) -> LlamaModel:
+    embedding = get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
+    layers = [_layer(config, get, f"model.layers.{idx}.") for idx in range(config.num_layers)]
+    norm = get("model.norm.weight", config.hidden_size)
+    head = embedding
+    if not config.tied:
+        head = get("lm_head.weight", config.vocab_size, config.hidden_size)
+    return LlamaModel(config, embedding, layers, norm, Linear(head))
+
+
+def _layer(config: LlamaConfig, get: _Tensors, at: str) -> LayerWeights:
+    hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
+    queries, keys = config.num_heads * dim, config.num_kv_heads * dim
+
+    def fused(parts: dict[str, int], bias: bool, width: int) -> Linear:
+        weights = [get(f"{at}{name}.weight", rows, width) for name, rows in parts.items()]
+        biases = [get(f"{at}{name}.bias", rows) for name, rows in parts.items()] if bias else []
+        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+
+    attention = {
+        "self_attn.q_proj": queries,
+        "self_attn.k_proj": keys,
+        "self_attn.v_proj": keys,
+    }
+    return LayerWeights(
+        input_norm=get(f"{at}input_layernorm.weight", hidden),
+        qkv=fused(attention, config.qkv_bias, hidden),
+        q_norm=get(f"{at}self_attn.q_norm.weight", dim) if config.qk_norm else None,
+        k_norm=get(f"{at}self_attn.k_norm.weight", dim) if config.qk_norm else None,
+        out=fused({"self_attn.o_proj": hidden}, config.o_bias, queries),
+        mlp_norm=get(f"{at}post_attention_layernorm.weight", hidden),
+        gate_up=fused({"mlp.gate_proj": inner, "mlp.up_proj": inner}, config.mlp_bias, hidden),
+        down=fused({"mlp.down_proj": hidden}, config.mlp_bias, inner),
+    )

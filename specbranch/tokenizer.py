@@ -1,0 +1,88 @@
+"""Text to tokens and back, and back piece by piece without ever splitting a character."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """A ``tokenizer.json``.
+
+    Args:
+        backend: the tokenizer of the ``tokenizers`` library.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+        self.backend = backend
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids, added ones included."""
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``, with the special tokens that tokenizer.json asks for."""
+        if not isinstance(text, str):
+            raise TypeError(f"text was {type(text).__name__}; it must be a string")
+        return list(self.backend.encode(text).ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of ``tokens``, without special tokens."""
+        return str(self.backend.decode(list(tokens), skip_special_tokens=True))
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder for tokens that come one by one."""
+        return StreamDecoder(self)
+
+
+class StreamDecoder:
+    """Text of tokens as they come; all pieces together equal ``decode`` of all tokens.
+
+    Two windows of the last tokens are decoded, with and without the new one: what the longer text
+    has more is new. It is held back while it ends within a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens: list[int] = []
+        self._start = 0  # first token of the window
+        self._shown = 0  # tokens whose text has been given out
+
+    def push(self, token: int) -> str:
+        """Text that ``token`` completes, often empty."""
+        self._tokens.append(token)
+        return self._new_text(final=False)
+
+    def finish(self) -> str:
+        """What is left: the bytes of an unfinished character, as replacement characters."""
+        return self._new_text(final=True)
+
+    def _new_text(self, *, final: bool) -> str:
+        before = self._tokenizer.decode(self._tokens[self._start : self._shown])
+        after = self._tokenizer.decode(self._tokens[self._start :])
+        if len(after) <= len(before) or (after.endswith(REPLACEMENT) and not final):
+            return ""
+        self._start, self._shown = self._shown, len(self._tokens)
+        return after[len(before) :]
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """Load ``tokenizer.json`` from a checkpoint directory (or the file itself).
+
+    Raises:
+        FileNotFoundError, ValueError: naming the file and what it must be.
+    """
+    path = Path(folder)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; a checkpoint directory has one")
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{path} is not a tokenizer.json: {error}") from error

@@ -1,0 +1,68 @@
+"""Greedy output of every policy equals plain decoding on 50 HumanEval prompts, token for token."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from specbranch import Engine, SamplingParams, demo_pair
+from specbranch.prompts import humaneval
+
+NUM_PROMPTS, NEW_TOKENS = 50, 32
+SPECBRANCH = [
+    (gamma, k_max, stage, verify)
+    for gamma in (1, 4, 8)
+    for k_max in (1, 4)
+    for stage in ("serial", "overlap")
+    for verify in ("rejection", "coupled")
+]
+
+
+@functools.cache
+def _pair():
+    return demo_pair()
+
+
+@functools.cache
+def _prompts() -> list[list[int]]:
+    tokenizer = _pair()[2]
+    return [tokenizer.encode(prompt) for prompt in humaneval(NUM_PROMPTS)]
+
+
+def _outputs(temperature: float = 0.0, **settings: object) -> list[list[int]]:
+    target, draft, tokenizer = _pair()
+    engine = Engine(target, draft, tokenizer=tokenizer, **settings)
+    outputs = []
+    for idx, prompt in enumerate(_prompts()):
+        params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=temperature, seed=idx)
+        outputs.append(engine.generate(prompt, params).tokens)
+    return outputs
+
+
+@functools.cache
+def _plain(temperature: float = 0.0, verify: str = "rejection") -> list[list[int]]:
+    return _outputs(temperature, policy="ar", verify=verify)
+
+
+def test_the_prompts_are_there() -> None:
+    assert len(_prompts()) == NUM_PROMPTS
+    assert len({tuple(tokens) for tokens in _plain()}) > NUM_PROMPTS // 2
+
+
+@pytest.mark.parametrize("verify", ["rejection", "coupled"])
+@pytest.mark.parametrize("gamma", [1, 4, 8])
+def test_sps_equals_ar(gamma: int, verify: str) -> None:
+    assert _outputs(policy="sps", gamma=gamma, verify=verify) == _plain()
+
+
+@pytest.mark.parametrize(("gamma", "k_max", "stage", "verify"), SPECBRANCH)
+def test_specbranch_equals_ar(gamma: int, k_max: int, stage: str, verify: str) -> None:
+    outputs = _outputs(gamma=gamma, k_max=k_max, draft_stage=stage, verify=verify)
+    assert outputs == _plain()
+
+
+@pytest.mark.parametrize("settings", [{"policy": "sps"}, {}, {"draft_stage": "serial"}], ids=str)
+def test_coupled_equals_ar_at_temperature_one(settings: dict) -> None:
+    assert _outputs(1.0, verify="coupled", **settings) == _plain(1.0, "coupled")
+    assert _plain(1.0, "coupled") != _plain()
