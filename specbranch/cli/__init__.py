@@ -16,6 +16,7 @@ from specbranch.cli.options import Options, UsageError, parse
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+LONGEST_MESSAGE = 500
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 logger = logging.getLogger("specbranch.cli")
@@ -58,6 +59,8 @@ def _command(name: str) -> Callable[[Options], int]:
 
 def _fail(message: str) -> int:
     one_line = " ".join(message.split())
+    if len(one_line) > LONGEST_MESSAGE:
+        one_line = one_line[:LONGEST_MESSAGE] + " ..."
     sys.stderr.write(f"specbranch: error: {one_line}\n")
     return EXIT_ERROR
 
