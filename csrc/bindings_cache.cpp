@@ -78,10 +78,10 @@ void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::ha
   TensorArg q("q", q_, kFloating, "[B, N, Hq, D]");
   TensorArg cache("cache_layer", cache_, q.type(), "[2, B, Hkv, S, D]", kStrided);
   TensorArg prefix("prefix_length", prefix_, kInt32, "[B]");
-  TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kOptional);
+  TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[B, N, ceil(T / 32)]", kOptional);
   TensorArg out("out", out_, q.type(), "[B, N, Hq, D]", kWritable);
   const int64_t B = q.size(0), N = q.size(1), Hq = q.size(2), D = q.size(3), Hkv = cache.size(2), S = cache.size(3);
-  const int64_t W = (N + 31) / 32;
+  const int64_t W = bits.given() ? bits.size(2) : 0;
   cache.sizes({2, B, Hkv, S, D});
   prefix.sizes({B});
   bits.sizes({B, N, W});

@@ -132,8 +132,8 @@ struct TreeAttentionParams {
   const void* q;                  // [B, N, Hq, D]
   CacheLayer cache;
   const int32_t* prefix_length;   // [B] slots 0..prefix-1 are visible to every query
-  const uint32_t* ancestor_bits;  // [B, N, W] bit j: slot prefix_length[b] + j is visible; nullptr: causal (query i
-                                  // sees slots prefix_length[b] + 0..i)
+  const uint32_t* ancestor_bits;  // [B, N, W] bit j: slot prefix_length[b] + j is visible (the N nodes may be the last
+                                  // of a larger tree); nullptr: causal, query i sees slots prefix_length[b] + 0..i
   void* out;                      // [B, N, Hq, D]; a query that sees nothing gets zeros
 };
 

@@ -96,6 +96,16 @@ SB_INLINE void add_values(const float* weights, const float* values, int64_t str
   for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums + i * kWidth) = total[i];
 }
 
+// One past the last tree slot that a row's node sees.
+SB_INLINE int64_t tree_end(const Task& task, int64_t row) {
+  if (task.p.ancestor_bits == nullptr) return task.node(row) + 1;
+  const uint32_t* bits = task.p.ancestor_bits + (task.b * task.p.N + task.node(row)) * task.p.W;
+  int64_t word = task.p.W - 1;
+  while (word >= 0 && bits[word] == 0) --word;
+  if (word < 0) return 0;
+  return std::min<int64_t>(32 * word + 32 - __builtin_clz(bits[word]), task.p.S - task.p.prefix_length[task.b]);
+}
+
 // Scores of slots that the node does not see become -inf.
 SB_INLINE void mask_scores(const Task& task, int64_t row, int64_t start, int64_t count, float* scores) {
   const int64_t prefix = task.p.prefix_length[task.b];
@@ -206,8 +216,9 @@ SB_INLINE void attend(const Task& task) {
   const T* keys = static_cast<const T*>(cache.data) + task.b * cache.batch_stride + task.kv_head * cache.head_stride;
   const bool in_place = sizeof(T) == 4 && p.D == task.width;
   begin<T>(task);
-  // A node sees no later node: the last one sets the end.
-  const int64_t prefix = p.prefix_length[task.b], end = prefix + task.node(task.num_rows - 1) + 1;
+  const int64_t prefix = p.prefix_length[task.b];
+  int64_t end = prefix;
+  for (int64_t row = 0; row < task.num_rows; ++row) end = std::max(end, prefix + tree_end(task, row));
   for (int64_t start = 0; start < end; start += kBlock) {
     const int64_t count = std::min(kBlock, end - start);
     const T *key = keys + start * cache.slot_stride, *value = key + cache.kv_stride;
@@ -218,7 +229,7 @@ SB_INLINE void attend(const Task& task) {
     }
     const int64_t stride = in_place ? cache.slot_stride : task.width;
     for (int64_t row = 0; row < task.num_rows; ++row) {
-      const int64_t visible = std::min(count, prefix + task.node(row) + 1 - start);
+      const int64_t visible = std::min(count, prefix + tree_end(task, row) - start);
       if (visible > 0) attend_block(task, row, start, visible, key_block, value_block, stride);
     }
   }

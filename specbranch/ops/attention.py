@@ -68,8 +68,9 @@ def tree_attention(
         cache_layer: ``[2, B, Hkv, S, D]`` keys, then values, of q's dtype; a view of one layer of
             the cache; only the last dimension must be contiguous.
         prefix_length: ``[B]`` int32, with ``prefix_length[b] + N <= S``.
-        ancestor_bits: ``[B, N, ceil(N / 32)]`` int32 of `tree_mask`; None: causal, query i sees
-            tree slots ``0 .. i``.
+        ancestor_bits: ``[B, N, ceil(T / 32)]`` int32, bits of T tree slots: those of `tree_mask`, or
+            of a tree that has grown before these N nodes; None: causal, query i sees tree slots
+            ``0 .. i``.
         scale: factor on the scores, default ``1 / sqrt(D)``.
         out: ``[B, N, Hq, D]`` to be filled.
 
