@@ -10,6 +10,9 @@
 namespace py = pybind11;
 
 namespace specbranch {
+
+void register_probes(py::module_& m);  // bindings_probe.cpp
+
 namespace {
 
 // Rough cost of reading logits, for the decision about the GIL.
@@ -300,6 +303,7 @@ void register_sampling_ops(py::module_& m) {
   m.def("branch_topk", &branch_topk);
   m.def("verify", &verify);
   m.def("verify_tree", &verify_tree);
+  register_probes(m);
 }
 
 }  // namespace specbranch

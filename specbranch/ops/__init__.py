@@ -8,18 +8,43 @@ from specbranch import _C
 from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
 from specbranch.ops.cache import kv_commit, kv_write
 from specbranch.ops.layers import add_rms_norm, rope_kv_write, silu_mul
+from specbranch.ops.sampling import (
+    PURPOSE_ACCEPT,
+    PURPOSE_DRAFT,
+    PURPOSE_GUMBEL,
+    PURPOSE_RECOVER,
+    BranchResult,
+    SampleResult,
+    branch_topk,
+    logit_cutoff,
+    sample,
+)
+from specbranch.ops.verify import VerifyResult, VerifyTreeResult, verify, verify_tree
 
 __all__ = [
+    "PURPOSE_ACCEPT",
+    "PURPOSE_DRAFT",
+    "PURPOSE_GUMBEL",
+    "PURPOSE_RECOVER",
+    "BranchResult",
+    "SampleResult",
     "TreeMask",
+    "VerifyResult",
+    "VerifyTreeResult",
     "add_rms_norm",
     "backends",
+    "branch_topk",
     "dense_mask",
     "kv_commit",
     "kv_write",
+    "logit_cutoff",
     "rope_kv_write",
+    "sample",
     "silu_mul",
     "tree_attention",
     "tree_mask",
+    "verify",
+    "verify_tree",
 ]
 
 
