@@ -32,6 +32,7 @@ def kv_commit(
     length: TensorLike,
     *,
     backend: Backend | None = None,
+    stream: int | None = None,
 ) -> None:
     """Makes the slots of the kept path contiguous: all layers, keys and values, in one call.
 
@@ -45,7 +46,9 @@ def kv_commit(
         dst_start, length: ``[B]`` int32.
         backend: "cpu", "simt" (the CUDA kernel emulated on the CPU) or "cuda"; by default that of
             the cache's device. On "cuda" the index tensors are on the device too, the values are
-            not checked (the host does not wait), and the launch is on the current stream.
+            not checked (the host does not wait).
+        stream: CUDA stream to launch on, as an integer; by default the one that is current in
+            the cache's library.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
@@ -54,4 +57,4 @@ def kv_commit(
     Forking copies nothing and keeping a branch moves few slots: the tree cache of SpecInfer
     (Miao et al., 2024, https://arxiv.org/abs/2305.09781), without its separate token-tree buffers.
     """
-    _C.kv_commit(cache, source_slots, dst_start, length, backend)
+    _C.kv_commit(cache, source_slots, dst_start, length, backend, stream)
