@@ -7,6 +7,8 @@
 // Floating point inputs may be float32, bfloat16 or float16 (DType); all arithmetic is float32 or wider.
 #pragma once
 
+// clang-format off: the comments stand in columns
+
 #include <cstdint>
 
 namespace specbranch {
