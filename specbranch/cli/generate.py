@@ -11,6 +11,8 @@ from specbranch.cli.show import Colourer, legend
 
 if TYPE_CHECKING:
     from specbranch.engine import Engine, GenerationResult
+    from specbranch.models import CausalLM
+    from specbranch.tokenizer import Tokenizer
 
 INTERRUPTED = 130
 
@@ -53,20 +55,27 @@ def read_prompt(options: Options) -> str:
 
 def build_engine(options: Options) -> Engine:
     """Load the models that the options name and put the engine over them."""
-    import specbranch
+    from specbranch import Engine
 
     _check_device(options.device)
-    where = {"dtype": options.dtype, "device": options.device}
-    if options.target is None:
-        target, draft, tokenizer = specbranch.demo_pair(**where)
-    else:
-        target = specbranch.load_model(options.target, **where)
-        draft = None if options.draft is None else specbranch.load_model(options.draft, **where)
-        tokenizer = specbranch.load_tokenizer(options.target)
+    target, draft, tokenizer = _load(options)
     try:
-        return specbranch.Engine(target, draft, tokenizer=tokenizer, **options.engine)
+        return Engine(target, draft, tokenizer=tokenizer, **options.engine)
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
+
+
+def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
+    from specbranch import demo_pair, load_model, load_tokenizer
+
+    dtype, device = options.dtype, options.device
+    if options.target is None:
+        return demo_pair(dtype=dtype, device=device)
+    target = load_model(options.target, dtype=dtype, device=device)
+    draft = None
+    if options.draft is not None:
+        draft = load_model(options.draft, dtype=dtype, device=device)
+    return target, draft, load_tokenizer(options.target)
 
 
 def _check_device(name: str) -> None:
