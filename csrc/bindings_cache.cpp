@@ -46,6 +46,19 @@ void check_prefix(const TensorArg& prefix, int64_t N, int64_t S) {
   }
 }
 
+// No bit may point behind the last slot.
+void check_bits(const TensorArg& bits, const TensorArg& prefix, int64_t S) {
+  const int64_t N = bits.size(1), W = bits.size(2);
+  for (int64_t row = 0; row < bits.size(0) * N; ++row) {
+    const int64_t tree_slots = S - prefix.data<int32_t>()[row / N];
+    for (int64_t word = tree_slots / 32; word < W; ++word) {
+      const uint32_t inside = word == tree_slots / 32 ? (1u << (tree_slots % 32)) - 1 : 0u;
+      if ((bits.data<uint32_t>()[row * W + word] & ~inside) == 0) continue;
+      bits.fail_element(row * W + word, "without bits for slots from " + std::to_string(S) + " on, the cache's end");
+    }
+  }
+}
+
 void check_commit(const TensorArg& source, const TensorArg& dst_start, const TensorArg& length, int64_t S) {
   const int64_t M = source.size(1);
   for (int64_t b = 0; b < source.size(0); ++b) {
@@ -90,6 +103,7 @@ void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::ha
     q.fail_value("had " + std::to_string(Hq) + " heads, must have a multiple of the cache's " + std::to_string(Hkv));
   }
   check_prefix(prefix, N, S);
+  if (bits.given()) check_bits(bits, prefix, S);
   const int32_t* lengths = prefix.data<int32_t>();
   TreeAttentionParams params{
       B,         N, Hq, Hkv, S, D, W, scale, q.dtype(), q.data(), cache_layer(cache), lengths, bits.data<uint32_t>(),

@@ -102,8 +102,7 @@ SB_INLINE int64_t tree_end(const Task& task, int64_t row) {
   const uint32_t* bits = task.p.ancestor_bits + (task.b * task.p.N + task.node(row)) * task.p.W;
   int64_t word = task.p.W - 1;
   while (word >= 0 && bits[word] == 0) --word;
-  if (word < 0) return 0;
-  return std::min<int64_t>(32 * word + 32 - __builtin_clz(bits[word]), task.p.S - task.p.prefix_length[task.b]);
+  return word < 0 ? 0 : 32 * word + 32 - __builtin_clz(bits[word]);
 }
 
 // Scores of slots that the node does not see become -inf.

@@ -46,7 +46,7 @@ def rope_kv_write(
     """
     if out is None:
         batch, nodes, _ = shape_of(qkv, "qkv", "[B, N, (Hq + 2 Hkv) * D]")
-        out = new_like(qkv, (batch, nodes, num_q_heads, cache_layer.shape[-1]))
+        out = new_like(qkv, (batch, nodes, max(num_q_heads, 0), cache_layer.shape[-1]))
     _C.rope_kv_write(
         qkv, cos_table, sin_table, positions, slots, cache_layer, num_q_heads, q_norm, k_norm, eps, out
     )

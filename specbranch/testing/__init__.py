@@ -1,0 +1,1 @@
+"""Float64 oracles, comparers and table-driven models, for the tests, the benchmarks and users."""
