@@ -201,7 +201,7 @@ class Session:
             chain.tokens.append(int(drawn.token[0]))
         num_drafted = len(chain)
         chain.logits = rows[:num_drafted, 0]
-        chain.cutoff = cutoffs[:num_drafted, 0] if self.params.has_cutoff else None
+        chain.cutoff = cutoffs[:num_drafted, 0].contiguous() if self.params.has_cutoff else None
         self.stats.drafted += num_drafted
         return chain
 
@@ -256,7 +256,9 @@ class Session:
         return Chain(
             tokens=branches.tokens[:num_kept, idx].tolist(),
             logits=branches.logits[:num_kept, idx],
-            cutoff=None if branches.cutoff is None else branches.cutoff[:num_kept, idx],
+            cutoff=None
+            if branches.cutoff is None
+            else branches.cutoff[:num_kept, idx].contiguous(),
             next_logits=branches.logits[num_kept, idx] if more else None,
         )
 
@@ -276,9 +278,7 @@ class Session:
         self._flip ^= 1
         return self._rows[self._flip], self._cutoffs[self._flip]
 
-    def _draw(
-        self, logits: torch.Tensor, cutoff: torch.Tensor, position: int
-    ) -> ops.SampleResult:
+    def _draw(self, logits: torch.Tensor, cutoff: torch.Tensor, position: int) -> ops.SampleResult:
         """Draw one token a row from the draft; lane i is row i."""
         count = logits.shape[0]
         self._position[:count] = position
@@ -358,7 +358,7 @@ class Session:
             self._seed[:1],
             self._position[:1],
             target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
-            draft_cutoff=None if chain.cutoff is None else chain.cutoff.unsqueeze(0),
+            draft_cutoff=None if chain.cutoff is None else chain.cutoff.view(1, -1),
             draw=self.settings.draw,
         )
         verdict = Verdict(
