@@ -1,4 +1,4 @@
-"""Builds specbranch._C by driving CMake (with Ninja); everything else is declared in pyproject.toml.
+"""Builds specbranch._C by driving CMake (with Ninja); the rest is in pyproject.toml.
 
 Environment, all optional:
   SPECBRANCH_CUDA                AUTO (default), ON or OFF
@@ -30,14 +30,16 @@ class CMakeExtension(Extension):
 
 
 class CMakeBuild(build_ext):
-    """Configures and builds in build/cmake-<python tag>, so that a repeated build is incremental."""
+    """Builds in build/cmake-<python tag>, so that a repeated build is incremental."""
 
     def build_extension(self, ext: Extension) -> None:
         output = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         output.mkdir(parents=True, exist_ok=True)
         build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         cmake = _tool("cmake")
-        subprocess.run([cmake, "-S", str(ROOT), "-B", str(build_dir), *self._options(output)], check=True)
+        subprocess.run(
+            [cmake, "-S", str(ROOT), "-B", str(build_dir), *self._options(output)], check=True
+        )
         jobs = [f"-j{self.parallel}"] if self.parallel else []
         subprocess.run([cmake, "--build", str(build_dir), *jobs], check=True)
 

@@ -1,4 +1,4 @@
-"""What the ops' Python side shares: making outputs of the caller's kind, and per-row parameters."""
+"""What the ops' Python side shares: making outputs of the caller's kind."""
 
 from __future__ import annotations
 
@@ -42,12 +42,3 @@ def shape_of(tensor: TensorLike, name: str, letters: str) -> tuple[int, ...]:
     if len(shape) != letters.count(",") + 1:
         raise ValueError(f"{name} had shape {list(shape)}, must be {letters}")
     return tuple(shape)
-
-
-def per_row(value: TensorLike, rows: int, dtype: str, like: TensorLike) -> TensorLike:
-    """A per-row parameter as it is, or a Python number broadcast to ``[rows]`` (not for hot calls)."""
-    if isinstance(value, (int, float)):
-        tensor = new(like, (rows,), dtype)
-        tensor[...] = value
-        return tensor
-    return value

@@ -1,4 +1,4 @@
-"""Attention over a slot cache: what a node of a speculation tree may see, and the attention itself."""
+"""Attention over a slot cache: what a node of a tree may see, and the attention itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def tree_mask(parents: TensorLike, *, out: tuple[TensorLike, TensorLike] | None 
 
 
 def dense_mask(bits: TensorLike, num_nodes: int) -> TensorLike:
-    """Ancestor bits ``[B, N, W]`` as a boolean mask ``[B, N, num_nodes]``: may node i see node j?"""
+    """Ancestor bits ``[B, N, W]`` as booleans ``[B, N, num_nodes]``: may node i see node j?"""
     if isinstance(bits, torch.Tensor):
         columns = torch.arange(num_nodes, device=bits.device)
         return (bits[..., columns // 32] >> (columns % 32) & 1).bool()
@@ -68,9 +68,9 @@ def tree_attention(
         cache_layer: ``[2, B, Hkv, S, D]`` keys, then values, of q's dtype; a view of one layer of
             the cache; only the last dimension must be contiguous.
         prefix_length: ``[B]`` int32, with ``prefix_length[b] + N <= S``.
-        ancestor_bits: ``[B, N, ceil(T / 32)]`` int32, bits of T tree slots: those of `tree_mask`, or
-            of a tree that has grown before these N nodes; None: causal, query i sees tree slots
-            ``0 .. i``.
+        ancestor_bits: ``[B, N, ceil(T / 32)]`` int32, bits of T tree slots: those of `tree_mask`,
+            or of a tree that has grown before these N nodes; None: causal, query i sees tree
+            slots ``0 .. i``.
         scale: factor on the scores, default ``1 / sqrt(D)``.
         out: ``[B, N, Hq, D]`` to be filled.
 

@@ -7,10 +7,12 @@ from typing import Literal
 from specbranch import _C
 from specbranch.ops._common import TensorLike
 
-Backend = Literal["cpu", "simt", "cuda"]
+Backend = Literal["cpu", "simt", "simt:reverse", "simt:random", "cuda"]
 
 
-def kv_write(key: TensorLike, value: TensorLike, slots: TensorLike, cache_layer: TensorLike) -> None:
+def kv_write(
+    key: TensorLike, value: TensorLike, slots: TensorLike, cache_layer: TensorLike
+) -> None:
     """Writes the keys and values of N new tokens into their slots of one layer of the cache.
 
     Args:
@@ -44,7 +46,8 @@ def kv_commit(
         cache: ``[L, 2, B, Hkv, S, D]``, contiguous, changed in place.
         source_slots: ``[B, M]`` int32.
         dst_start, length: ``[B]`` int32.
-        backend: "cpu", "simt" (the CUDA kernel emulated on the CPU) or "cuda"; by default that of
+        backend: "cpu", "simt" (the CUDA kernel emulated on the CPU; ":reverse" and
+            ":random" name other orders of its threads) or "cuda"; by default that of
             the cache's device. On "cuda" the index tensors are on the device too, the values are
             not checked (the host does not wait).
         stream: CUDA stream to launch on, as an integer; by default the one that is current in

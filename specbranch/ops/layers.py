@@ -48,7 +48,17 @@ def rope_kv_write(
         batch, nodes, _ = shape_of(qkv, "qkv", "[B, N, (Hq + 2 Hkv) * D]")
         out = new_like(qkv, (batch, nodes, max(num_q_heads, 0), cache_layer.shape[-1]))
     _C.rope_kv_write(
-        qkv, cos_table, sin_table, positions, slots, cache_layer, num_q_heads, q_norm, k_norm, eps, out
+        qkv,
+        cos_table,
+        sin_table,
+        positions,
+        slots,
+        cache_layer,
+        num_q_heads,
+        q_norm,
+        k_norm,
+        eps,
+        out,
     )
     return out
 
@@ -66,7 +76,7 @@ def add_rms_norm(
     The root mean square is taken of the sum as stored, in residual's dtype.
 
     Args:
-        residual: ``[rows, D]`` float32, bfloat16 or float16; changed in place where `delta` is given.
+        residual: ``[rows, D]`` float32, bfloat16 or float16; changed in place by `delta`.
         weight: ``[D]`` of the same dtype.
         delta: ``[rows, D]`` of the same dtype, or None.
         eps: added to the mean square.

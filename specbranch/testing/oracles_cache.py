@@ -65,13 +65,16 @@ def kv_commit(cache: Floats, source_slots: Ints, dst_start: Ints, length: Ints) 
     moved = cache.copy()
     for b in range(cache.shape[2]):
         count, start = int(length[b]), int(dst_start[b])
-        moved[:, :, b, :, start : start + count] = cache[:, :, b, :][..., source_slots[b, :count], :]
+        moved[:, :, b, :, start : start + count] = cache[:, :, b, :][
+            ..., source_slots[b, :count], :
+        ]
     return moved
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
     """Over the last dimension."""
-    return np.asarray(x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight)
+    out: Floats = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps) * weight
+    return out
 
 
 def rotate(x: Floats, cos: Floats, sin: Floats) -> Floats:
@@ -108,4 +111,5 @@ def silu_mul(gate_up: Floats) -> Floats:
     """``silu(gate) * up`` of ``[rows, 2F]``."""
     gate, up = np.split(gate_up, 2, axis=-1)
     with np.errstate(over="ignore"):
-        return np.asarray(gate / (1 + np.exp(-gate)) * up)
+        out: Floats = gate / (1 + np.exp(-gate)) * up
+    return out

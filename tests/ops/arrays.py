@@ -55,8 +55,10 @@ def values(tensor: Any) -> np.ndarray:
     return tensor.astype(np.float64) if tensor.dtype.kind == "f" else tensor.copy()
 
 
-def assert_close(actual: Any, expected: np.ndarray, kind: Kind, magnitude: Any, terms: float) -> None:
-    """Within the rounding of the result, and of `terms` float32 roundings of `magnitude` before it."""
+def assert_close(
+    actual: Any, expected: np.ndarray, kind: Kind, magnitude: Any, terms: float
+) -> None:
+    """Within the rounding of the result, and `terms` float32 roundings of `magnitude` before it."""
     bound = ROUNDING[kind.dtype] * np.abs(expected) + terms * 2.0**-24 * np.asarray(magnitude)
     # Subnormal float16 results are rounded to a multiple of 2^-24.
     bound = bound * 1.001 + (2.0**-25 if kind.dtype == "float16" else 1e-37)

@@ -74,7 +74,10 @@ def test_default_backend_is_that_of_the_device() -> None:
 
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"sources": [[4, 8]]}, r"source_slots had 8 at \[0, 1\], must be below 8, the number of slots"),
+    (
+        {"sources": [[4, 8]]},
+        r"source_slots had 8 at \[0, 1\], must be below 8, the number of slots",
+    ),
     ({"sources": [[1, 5]]}, r"source_slots had 1 at \[0, 0\], must be at least dst_start \+ 0"),
     ({"sources": [[5, 5]]}, r"source_slots had 5 at \[0, 1\], must be above the one before it"),
     ({"length": [3]}, r"length had 3 at \[0\], must be in 0..2"),

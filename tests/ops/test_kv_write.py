@@ -39,12 +39,24 @@ def test_writes_into_one_layer_of_a_cache() -> None:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"slots": [[0, 6]]}, ValueError, r"slots had 6 at \[0, 1\], must be -1 \(skip\) or a slot in 0..5"),
+    (
+        {"slots": [[0, 6]]},
+        ValueError,
+        r"slots had 6 at \[0, 1\], must be -1 \(skip\) or a slot in 0..5",
+    ),
     ({"slots": [[-2, 0]]}, ValueError, r"slots had -2 at \[0, 0\]"),
     ({"slots": [[1]]}, ValueError, r"slots had shape \[1, 1\], must be \[B, N\] = \[1, 2\]"),
     ({"value": torch.zeros(1, 2, 2, 3)}, ValueError, "value had shape"),
-    ({"value": torch.zeros(1, 2, 2, 4).half()}, TypeError, "value had dtype float16, must be float32"),
-    ({"layer": torch.zeros(2, 1, 2, 1, 4).expand(2, 1, 2, 6, 4)}, ValueError, "cache_layer had strides"),
+    (
+        {"value": torch.zeros(1, 2, 2, 4).half()},
+        TypeError,
+        "value had dtype float16, must be float32",
+    ),
+    (
+        {"layer": torch.zeros(2, 1, 2, 1, 4).expand(2, 1, 2, 6, 4)},
+        ValueError,
+        "cache_layer had strides",
+    ),
     ({"layer": torch.zeros(2, 1, 3, 6, 4)}, ValueError, "cache_layer had shape"),
     ({"key": [1.0]}, TypeError, "key was list, must be a torch tensor or a NumPy array"),
 ]

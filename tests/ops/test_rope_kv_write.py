@@ -92,7 +92,11 @@ def given_arguments() -> dict[str, Any]:
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
-    ({"positions": torch.tensor([[0, 50]]).int()}, ValueError, r"positions had 50 at \[0, 1\], .* 0..49"),
+    (
+        {"positions": torch.tensor([[0, 50]]).int()},
+        ValueError,
+        r"positions had 50 at \[0, 1\], .* 0..49",
+    ),
     ({"positions": torch.tensor([[-1, 0]]).int()}, ValueError, r"positions had -1 at \[0, 0\]"),
     ({"positions": torch.tensor([[0, 1]])}, TypeError, "positions had dtype int64, must be int32"),
     ({"slots": torch.tensor([[0, 6]]).int()}, ValueError, r"slots had 6 at \[0, 1\]"),

@@ -33,7 +33,10 @@ def test_extremes() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
 def test_undefined_values_show(value: float) -> None:
     gate_up = torch.tensor([[value, 1.0]])
-    assert ops.silu_mul(gate_up).isnan().all() == torch.nn.functional.silu(gate_up[:, :1]).isnan().all()
+    assert (
+        ops.silu_mul(gate_up).isnan().all()
+        == torch.nn.functional.silu(gate_up[:, :1]).isnan().all()
+    )
 
 
 def test_bad_input() -> None:

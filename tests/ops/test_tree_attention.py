@@ -49,9 +49,11 @@ def make(case: Case, kind: Kind, seed: int = 0) -> tuple[Any, Any, Any, np.ndarr
     return kind.floats(q), kind.floats(layer), kind.ints(case.prefix), parents
 
 
-def check(out: Any, q: Any, layer: Any, prefix: Any, visible: Any, scale: float, kind: Kind) -> None:
+def check(
+    out: Any, q: Any, layer: Any, prefix: Any, visible: Any, scale: float, kind: Kind
+) -> None:
     expected = oracles.tree_attention(values(q), values(layer), values(prefix), visible, scale)
-    # A weight's relative error is that of its exponent: |score| and D roundings; values are at most 6.
+    # A weight's relative error is that of its exponent: |score| and D roundings; values are <= 6.
     score = np.abs(values(q)).sum(-1).max(initial=0) * 6 * scale
     assert_close(out, expected, kind, magnitude=6.0, terms=8 * (4 + score))
 
@@ -155,12 +157,28 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ),
     ({"bits": torch.tensor([[[1, 0], [2, 0], [4, 1]]]).int()}, ValueError, r"had 1 at \[0, 2, 1\]"),
     ({"bits": torch.zeros(1, 3, 1)}, TypeError, "ancestor_bits had dtype float32"),
-    ({"q": torch.zeros(1, 3, 3, 8)}, ValueError, "q had 3 heads, must have a multiple of the cache's 2"),
-    ({"q": torch.zeros(1, 3, 4, 8).half()}, TypeError, "cache_layer had dtype float32, must be float16"),
+    (
+        {"q": torch.zeros(1, 3, 3, 8)},
+        ValueError,
+        "q had 3 heads, must have a multiple of the cache's 2",
+    ),
+    (
+        {"q": torch.zeros(1, 3, 4, 8).half()},
+        TypeError,
+        "cache_layer had dtype float32, must be float16",
+    ),
     ({"q": torch.zeros(1, 3, 4, 8).double()}, TypeError, "q had dtype float64, must be float32 or"),
-    ({"q": torch.zeros(1, 4, 3, 8).transpose(1, 2)}, ValueError, r"q had strides .* call .contiguous\(\)"),
+    (
+        {"q": torch.zeros(1, 4, 3, 8).transpose(1, 2)},
+        ValueError,
+        r"q had strides .* call .contiguous\(\)",
+    ),
     ({"q": torch.zeros(1, 3, 4, 16)[..., ::2]}, ValueError, "q had strides"),
-    ({"layer": torch.zeros(2, 1, 2, 10, 16)[..., ::2]}, ValueError, "contiguous in its last dimension"),
+    (
+        {"layer": torch.zeros(2, 1, 2, 10, 16)[..., ::2]},
+        ValueError,
+        "contiguous in its last dimension",
+    ),
     ({"layer": torch.zeros(2, 2, 2, 10, 8)}, ValueError, "cache_layer had shape"),
     ({"out": torch.zeros(1, 3, 4, 7)}, ValueError, "out had shape"),
 ]

@@ -42,14 +42,18 @@ def test_chain_and_branches() -> None:
 @pytest.mark.parametrize("bad", [[0], [-2], [-1, 1], [-1, 5], [-1, 2, 0]])
 def test_refuses_parents_that_are_not_before(bad: list[int]) -> None:
     out = (torch.full((1, len(bad), 1), 7, dtype=torch.int32), torch.full((1, len(bad)), 7).int())
-    with pytest.raises(ValueError, match=r"parents had -?\d at \[0, \d\], must be -1 or the index of"):
+    with pytest.raises(
+        ValueError, match=r"parents had -?\d at \[0, \d\], must be -1 or the index of"
+    ):
         ops.tree_mask(torch.tensor([bad], dtype=torch.int32), out=out)
     assert (out[0] == 7).all() and (out[1] == 7).all(), "written to before the check"
 
 
 def test_refuses_wrong_output() -> None:
     parents = torch.tensor([[-1, 0]], dtype=torch.int32)
-    with pytest.raises(ValueError, match=r"out bits had shape \[1, 2, 2\], must be .* = \[1, 2, 1\]"):
+    with pytest.raises(
+        ValueError, match=r"out bits had shape \[1, 2, 2\], must be .* = \[1, 2, 1\]"
+    ):
         ops.tree_mask(parents, out=(torch.zeros(1, 2, 2).int(), torch.zeros(1, 2).int()))
     with pytest.raises(ValueError, match="parents had shape"):
         ops.tree_mask(parents[0])

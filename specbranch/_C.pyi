@@ -1,0 +1,132 @@
+"""The native module, positional arguments only; `specbranch.ops` documents it."""
+
+from types import ModuleType
+from typing import Any, TypeAlias
+
+_Tensor: TypeAlias = Any
+_OptionalTensor: TypeAlias = Any | None
+
+probe: ModuleType  # the random source and the arithmetic, for tests
+
+def build_info() -> dict[str, Any]: ...
+
+# tree and cache
+def tree_mask(parents: _Tensor, bits: _Tensor, depth: _Tensor, /) -> None: ...
+def tree_attention(
+    q: _Tensor,
+    cache_layer: _Tensor,
+    prefix_length: _Tensor,
+    ancestor_bits: _OptionalTensor,
+    scale: float,
+    out: _Tensor,
+    /,
+) -> None: ...
+def kv_write(key: _Tensor, value: _Tensor, slots: _Tensor, cache_layer: _Tensor, /) -> None: ...
+def kv_commit(
+    cache: _Tensor,
+    source_slots: _Tensor,
+    dst_start: _Tensor,
+    length: _Tensor,
+    backend: str | None,
+    stream: int | None,
+    /,
+) -> None: ...
+
+# around the matrix products
+def rope_kv_write(
+    qkv: _Tensor,
+    cos_table: _Tensor,
+    sin_table: _Tensor,
+    positions: _Tensor,
+    slots: _Tensor,
+    cache_layer: _Tensor,
+    num_q_heads: int,
+    q_norm: _OptionalTensor,
+    k_norm: _OptionalTensor,
+    eps: float,
+    out: _Tensor,
+    /,
+) -> None: ...
+def add_rms_norm(
+    residual: _Tensor,
+    weight: _Tensor,
+    delta: _OptionalTensor,
+    eps: float,
+    out: _Tensor,
+    /,
+) -> None: ...
+def silu_mul(gate_up: _Tensor, out: _Tensor, /) -> None: ...
+
+# sampling and verification
+def logit_cutoff(
+    logits: _Tensor,
+    temperature: _Tensor,
+    top_k: _Tensor,
+    top_p: _Tensor,
+    min_p: _Tensor,
+    cutoff: _Tensor,
+    /,
+) -> None: ...
+def sample(
+    logits: _Tensor,
+    temperature: _Tensor,
+    seed: _Tensor,
+    position: _Tensor,
+    cutoff: _OptionalTensor,
+    lane: _OptionalTensor,
+    gumbel: bool,
+    purpose: int,
+    token: _Tensor,
+    probability: _Tensor,
+    max_probability: _Tensor,
+    entropy: _Tensor,
+    /,
+) -> None: ...
+def branch_topk(
+    logits: _Tensor,
+    temperature: _Tensor,
+    cutoff: _OptionalTensor,
+    seed: _OptionalTensor,
+    position: _OptionalTensor,
+    gumbel: bool,
+    candidates: _Tensor,
+    num_branches: _Tensor,
+    confidence: _Tensor,
+    /,
+) -> None: ...
+def verify(
+    target_logits: _Tensor,
+    draft_logits: _OptionalTensor,
+    draft_tokens: _Tensor,
+    chain_length: _Tensor,
+    branch_tokens: _Tensor,
+    num_branches: _Tensor,
+    temperature: _Tensor,
+    seed: _Tensor,
+    position: _Tensor,
+    target_cutoff: _OptionalTensor,
+    draft_cutoff: _OptionalTensor,
+    gumbel: bool,
+    num_accepted: _Tensor,
+    next_token: _Tensor,
+    survivor: _Tensor,
+    /,
+) -> None: ...
+def verify_tree(
+    target_logits: _Tensor,
+    draft_logits: _OptionalTensor,
+    tokens: _Tensor,
+    parents: _Tensor,
+    num_nodes: _Tensor,
+    temperature: _Tensor,
+    seed: _Tensor,
+    position: _Tensor,
+    sampled: _OptionalTensor,
+    target_cutoff: _OptionalTensor,
+    draft_cutoff: _OptionalTensor,
+    gumbel: bool,
+    num_accepted: _Tensor,
+    path: _Tensor,
+    next_token: _Tensor,
+    /,
+) -> None: ...
