@@ -90,12 +90,26 @@ void silu_mul(py::handle gate_up_, py::handle out_) {
   run(static_cast<double>(rows * F) * 1e-3, [&] { cpu::silu_mul(params); });
 }
 
+void linear(py::handle x_, py::handle weight_, py::handle bias_, py::handle out_) {
+  TensorArg x("x", x_, kFloating, "[rows, K]");
+  TensorArg weight("weight", weight_, kFloat32 | kBFloat16, "[ceil(N / 16), K, 16]");
+  TensorArg bias("bias", bias_, x.type(), "[N]", kOptional);
+  TensorArg out("out", out_, x.type(), "[rows, N]", kWritable);
+  const int64_t rows = x.size(0), K = x.size(1), N = out.size(1);
+  weight.sizes({(N + 15) / 16, K, 16});
+  bias.sizes({N});
+  out.sizes({rows, N});
+  LinearParams params{rows, K, N, x.dtype(), weight.dtype(), x.data(), weight.data(), bias.data(), out.data()};
+  run(linear_microseconds(params), [&] { cpu::linear(params); });
+}
+
 }  // namespace
 
 void register_layer_ops(py::module_& m) {
   m.def("rope_kv_write", &rope_kv_write);
   m.def("add_rms_norm", &add_rms_norm);
   m.def("silu_mul", &silu_mul);
+  m.def("linear", &linear);
 }
 
 }  // namespace specbranch

@@ -178,6 +178,22 @@ struct RopeKvWriteParams {
   void* q;                   // out [B, N, Hq, D]
 };
 
+// out = x weight^T + bias, for few rows; the weight is packed in panels of 16 outputs, padded with zeros.
+struct LinearParams {
+  int64_t rows, K, N;
+  DType dtype;         // of x, bias and out
+  DType weight_dtype;  // float32 or bfloat16
+  const void* x;       // [rows, K]
+  const void* weight;  // [ceil(N / 16), K, 16]
+  const void* bias;    // [N] or nullptr
+  void* out;           // [rows, N]
+};
+
+// What it costs on one core, roughly: the weight's bytes for few rows, multiply-adds for many.
+inline double linear_microseconds(const LinearParams& p) {
+  return static_cast<double>(p.K * p.N) * (1.0 + 0.5 * static_cast<double>(p.rows)) * 1e-5;
+}
+
 // residual += delta (if given); out = residual / rms(residual) * weight.
 struct AddRmsNormParams {
   int64_t rows, D;
@@ -211,6 +227,7 @@ void kv_commit(const KvCommitParams&);
 void rope_kv_write(const RopeKvWriteParams&);
 void add_rms_norm(const AddRmsNormParams&);
 void silu_mul(const SiluMulParams&);
+void linear(const LinearParams&);
 }  // namespace cpu
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).

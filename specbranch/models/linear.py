@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+
+from .. import ops
 
 
 class Linear:
-    """``x @ weight.T + bias``.
+    """``x @ weight.T + bias``; keeps the weight packed, see ``ops.pack_weight``.
+
+    Why not ``torch.nn.functional.linear``: for 2 to 16 rows, which is what verification asks for,
+    it costs several times one row on many CPUs, and its sums depend on the number of rows
+    (``bench/bench_linear.py``).
 
     Args:
         weight: ``[out, in]``.
@@ -15,8 +20,10 @@ class Linear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self.weight, self.bias = weight, bias
+        self.num_outputs = len(weight)
+        self.weight, self.bias = ops.pack_weight(weight), bias
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``[rows, in] -> [rows, out]``."""
-        return F.linear(x, self.weight, self.bias)
+        out: torch.Tensor = ops.linear(x, self.weight, self.num_outputs, bias=self.bias)
+        return out

@@ -7,7 +7,7 @@ tensor takes `out=` and then allocates nothing. Sums are float32 or wider whatev
 from specbranch import _C
 from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
 from specbranch.ops.cache import kv_commit, kv_write
-from specbranch.ops.layers import add_rms_norm, rope_kv_write, silu_mul
+from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
 from specbranch.ops.sampling import (
     PURPOSE_ACCEPT,
     PURPOSE_DRAFT,
@@ -37,7 +37,9 @@ __all__ = [
     "dense_mask",
     "kv_commit",
     "kv_write",
+    "linear",
     "logit_cutoff",
+    "pack_weight",
     "rope_kv_write",
     "sample",
     "silu_mul",

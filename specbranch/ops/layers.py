@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
+
 from specbranch import _C
 from specbranch.ops._common import TensorLike, new_like, shape_of
 
@@ -109,4 +112,57 @@ def silu_mul(gate_up: TensorLike, *, out: TensorLike | None = None) -> TensorLik
         rows, width = shape_of(gate_up, "gate_up", "[rows, 2F]")
         out = new_like(gate_up, (rows, width // 2))
     _C.silu_mul(gate_up, out)
+    return out
+
+
+def pack_weight(weight: torch.Tensor) -> torch.Tensor:
+    """A weight ``[N, K]`` in the layout of `linear`: panels of 16 outputs, ``[ceil(N / 16), K, 16]``.
+
+    Kept as bfloat16 where every weight is exactly a bfloat16 number, as those of a checkpoint stored
+    so are: half the bytes, bit for bit the same products. Otherwise float32.
+
+    Raises:
+        TypeError, ValueError: not a floating point torch tensor with two dimensions.
+    """
+    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight was {type(weight).__name__}, must be a floating point torch tensor")
+    if weight.dim() != 2:
+        raise ValueError(f"weight had shape {list(weight.shape)}, must be [N, K]")
+    narrow = weight.to(torch.bfloat16)
+    exact = weight.dtype == torch.bfloat16 or torch.equal(narrow.to(weight.dtype), weight)
+    kept = narrow if exact else weight.to(torch.float32)
+    padded = F.pad(kept, (0, 0, 0, -len(weight) % 16))
+    return padded.view(-1, 16, weight.shape[1]).transpose(1, 2).contiguous()
+
+
+def linear(
+    x: TensorLike,
+    weight: TensorLike,
+    num_outputs: int,
+    *,
+    bias: TensorLike | None = None,
+    out: TensorLike | None = None,
+) -> TensorLike:
+    """``x @ weight.T + bias`` for few rows, the weight packed by `pack_weight`.
+
+    The sums of a row are the same, bit for bit, whatever the number of rows: verifying m tokens at
+    once gives the logits of decoding them one by one. Sums are float32.
+
+    Args:
+        x: ``[rows, K]`` float32, bfloat16 or float16.
+        weight: ``[ceil(N / 16), K, 16]`` float32 or bfloat16.
+        num_outputs: N.
+        bias: ``[N]`` of x's dtype.
+        out: ``[rows, N]`` to be filled.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written then.
+
+    Register blocking and packed panels: Goto and van de Geijn, "Anatomy of high-performance matrix
+    multiplication" (2008), https://doi.org/10.1145/1356052.1356053.
+    """
+    if out is None:
+        rows, _ = shape_of(x, "x", "[rows, K]")
+        out = new_like(x, (rows, num_outputs))
+    _C.linear(x, weight, bias, out)
     return out
