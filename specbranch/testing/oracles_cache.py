@@ -65,10 +65,9 @@ def kv_commit(cache: Floats, source_slots: Ints, dst_start: Ints, length: Ints) 
     moved = cache.copy()
     for b in range(cache.shape[2]):
         count, start = int(length[b]), int(dst_start[b])
-        moved[:, :, b, :, start : start + count] = cache[:, :, b, :][
-            ..., source_slots[b, :count], :
-        ]
-    return moved
+        sources = source_slots[b, :count]
+        moved[:, :, b, :, start : start + count] = cache[:, :, b][..., sources, :]
+    return moved  # type: ignore[no-any-return]
 
 
 def rms_norm(x: Floats, weight: Floats, eps: float) -> Floats:
