@@ -28,8 +28,8 @@ def fits(value: int, dtype: str) -> bool:
 
 def batch_of(logits: TensorLike) -> int:
     """The first dimension, or 0 for what is no array: the native op then names the argument."""
-    shape = getattr(logits, "shape", ())
-    return int(shape[0]) if len(shape) else 0
+    shape: tuple[int, ...] = tuple(getattr(logits, "shape", ()))
+    return shape[0] if shape else 0
 
 
 def is_gumbel(draw: str) -> bool:

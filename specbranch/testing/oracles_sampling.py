@@ -24,29 +24,30 @@ ACCEPT, RECOVER, DRAFT, GUMBEL = 0, 1, 2, 3
 TOLERANCE = 3e-6
 SCORE_TOLERANCE = 5e-5
 
-_LOW = np.uint64(0xFFFFFFFF)
-_SHIFT = np.uint64(32)
+_LOW = 0xFFFFFFFF
+
+
+def philox_words(x: list[Any], k: list[Any]) -> list[Any]:
+    """Philox 4x32-10 of 4 counter and 2 key words: Python integers or uint64 arrays."""
+    for _ in range(10):
+        left, right = 0xD2511F53 * x[0], 0xCD9E8D57 * x[2]
+        x = [(right >> 32) ^ x[1] ^ k[0], right & _LOW, (left >> 32) ^ x[3] ^ k[1], left & _LOW]
+        k = [(k[0] + 0x9E3779B9) & _LOW, (k[1] + 0xBB67AE85) & _LOW]
+    return x
 
 
 def philox(counter: npt.ArrayLike, key: npt.ArrayLike) -> Ints:
     """Philox 4x32-10 of counters ``[..., 4]`` and keys ``[..., 2]``, all 32-bit words."""
-    x = [np.asarray(counter, np.uint64)[..., i] for i in range(4)]
-    k = [np.asarray(key, np.uint64)[..., i] for i in range(2)]
-    for _ in range(10):
-        left, right = np.uint64(0xD2511F53) * x[0], np.uint64(0xCD9E8D57) * x[2]
-        x = [
-            (right >> _SHIFT) ^ x[1] ^ k[0],
-            right & _LOW,
-            (left >> _SHIFT) ^ x[3] ^ k[1],
-            left & _LOW,
-        ]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & _LOW, (k[1] + np.uint64(0xBB67AE85)) & _LOW]
-    return np.stack(np.broadcast_arrays(*x), axis=-1)
+    x, k = np.asarray(counter, np.uint64), np.asarray(key, np.uint64)
+    words = philox_words(
+        [x[..., i : i + 1] for i in range(4)], [k[..., i : i + 1] for i in range(2)]
+    )
+    return np.concatenate(np.broadcast_arrays(*words), axis=-1)
 
 
 def _words(value: npt.ArrayLike) -> tuple[Ints, Ints]:
     bits = np.asarray(value, np.int64).astype(np.uint64)
-    return bits & _LOW, bits >> _SHIFT
+    return bits & _LOW, bits >> 32
 
 
 def _block(
@@ -65,6 +66,13 @@ def uniform(
     high, low = np.floor(block[..., 0] / 32), np.floor(block[..., 1] / 64)
     result: Floats = (high * 67108864.0 + low) / 9007199254740992.0
     return result
+
+
+def uniform_at(seed: int, position: int, lane: int, purpose: int) -> float:
+    """``uniform`` of Python integers."""
+    counter = [position & _LOW, position >> 32 & _LOW, lane & _LOW, purpose]
+    word = philox_words(counter, [seed & _LOW, seed >> 32 & _LOW])
+    return float(((word[0] >> 5) << 26) + (word[1] >> 6)) / 9007199254740992
 
 
 def gumbel_noise(seed: int, position: int, vocab_size: int) -> Floats:
@@ -178,7 +186,7 @@ def target_tokens(
     if request.draw == "gumbel":
         noise = gumbel_noise(request.seed, position, len(logits))
         return pick_gumbel(logits, request.temperature, cutoff, noise)
-    return pick(probabilities, float(uniform(request.seed, position, lane, purpose)))
+    return pick(probabilities, uniform_at(request.seed, position, lane, purpose))
 
 
 def acceptances(u: float, draft: float, target: float) -> set[bool]:
@@ -226,7 +234,7 @@ def chain_outcomes(
                 return found | {(-1, -1, -1)}
             at = request.position + i
             accepted = acceptances(
-                float(uniform(request.seed, at, 0, ACCEPT)), draft[drafted], target[drafted]
+                uniform_at(request.seed, at, 0, ACCEPT), draft[drafted], target[drafted]
             )
             going_on = True in accepted
             if False in accepted:
@@ -252,7 +260,7 @@ def recovered(rows: list[Floats], seed: int, position: int, rounds: int = 1) -> 
             break
         current = left
         amplification /= mass
-    u = float(uniform(seed, position, 0, RECOVER))
+    u = uniform_at(seed, position, 0, RECOVER)
     return pick(current, u, TOLERANCE * amplification)
 
 
@@ -300,7 +308,7 @@ def tree_outcomes(
             return
         current, at = target, request.position + len(path)
         for r, child in enumerate(children):
-            u = float(uniform(request.seed, at, r, ACCEPT))
+            u = uniform_at(request.seed, at, r, ACCEPT)
             accepted = acceptances(u, draft[tokens[child]], current[tokens[child]])
             if True in accepted:
                 yield from visit((*path, child))

@@ -45,12 +45,12 @@ def check(
 
 
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_sort(kind: str, dtype: str, draw: str) -> None:
+def test_against_sort(kind: str, draw: str) -> None:
     rng, _ = make_rng()
     for size in SIZES:
         for k_max in (0, 1, 6, 40):
+            dtype = list(DTYPES)[int(rng.integers(3))]
             B = 4
             temperature = np.float32([0, 0.4, 1.0, 1.8])
             logits = strided(stored(logits_of(kind, rng, B, size), dtype))

@@ -43,6 +43,7 @@ def test_uniform_is_the_oracles() -> None:
         native = _C.probe.uniform(seed, position, lane, purpose)
         assert 0 <= native < 1
         assert native == float(oracle.uniform(seed, position, signed(lane, 32), purpose))
+        assert native == oracle.uniform_at(seed, position, lane, purpose)
 
 
 def test_gumbel_noise_is_the_oracles() -> None:

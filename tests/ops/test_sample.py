@@ -35,12 +35,12 @@ def check(
 
 
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_oracle(kind: str, dtype: str, draw: str) -> None:
+def test_against_oracle(kind: str, draw: str) -> None:
     rng, _ = make_rng()
     allowed = []
     for size in SIZES:
+        dtype = list(DTYPES)[int(rng.integers(3))]
         B = len(TEMPERATURES) * 2
         logits = strided(stored(logits_of(kind, rng, B, size), dtype))
         temperature = np.float32(TEMPERATURES * 2)

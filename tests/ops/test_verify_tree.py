@@ -28,7 +28,7 @@ from specbranch.testing import oracles_sampling as oracle
 from specbranch.testing.statistics import chi_square
 
 # B, N, V
-SHAPES = [(4, 0, 3), (4, 3, 1), (60, 9, 4), (20, 7, 33), (4, 12, 1025), (2, 6, 4097), (0, 3, 5)]
+SHAPES = [(4, 0, 3), (4, 3, 1), (30, 9, 4), (10, 7, 33), (4, 12, 1025), (2, 6, 4097), (0, 3, 5)]
 CUTOFFS = ("target_cutoff", "draft_cutoff")
 
 
@@ -154,7 +154,7 @@ def siblings_case(
     return case, tokens
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize("name", PAIRS)
 def test_sampled_siblings_are_exact(name: str, count: int) -> None:
     rng, _ = make_rng()
