@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 
 import numpy as np
 
@@ -22,6 +23,7 @@ class SpeculationTree:
         self.parents: list[int] = []
         self.depths: list[int] = []
         self._visible: list[int] = []
+        self._chained = 0  # leading nodes of which each is the child of the one before
 
     def __len__(self) -> int:
         return len(self.parents)
@@ -29,13 +31,14 @@ class SpeculationTree:
     @property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before it."""
-        return all(parent == idx - 1 for idx, parent in enumerate(self.parents))
+        return self._chained == len(self.parents)
 
     def grow(self, count: int, parents: Sequence[int] | None = None) -> None:
         """Add ``count`` nodes; ``parents`` None: a chain from the last node.
 
         Raises:
             ValueError: more nodes than the capacity, or a parent that is not before its child.
+            TypeError: a parent that is no integer. The tree is then as it was.
         """
         first = len(self.parents)
         if first + count > self.capacity:
@@ -47,14 +50,22 @@ class SpeculationTree:
             parents = range(first - 1, first - 1 + count)
         elif len(parents) != count:
             raise ValueError(f"parents had {len(parents)} entries; it must have {count}")
+        try:
+            parents = [index(parent) for parent in parents]
+        except TypeError as error:
+            raise TypeError(f"parents was {parents!r}; it must hold integers") from error
         for idx, parent in enumerate(parents, first):
             if not -1 <= parent < idx:
-                raise ValueError(f"parents of node {idx} was {parent}; it must be in -1 .. {idx - 1}")
+                raise ValueError(
+                    f"parents of node {idx} was {parent}; it must be in -1 .. {idx - 1}"
+                )
         for idx, parent in enumerate(parents, first):
             self.parents.append(parent)
             self.depths.append(self.depths[parent] + 1 if parent >= 0 else 0)
             above = self._visible[parent] if parent >= 0 else 0
             self._visible.append(above | 1 << idx)
+            if parent == idx - 1 and self._chained == idx:
+                self._chained += 1
 
     def bits(self, first: int) -> np.ndarray:
         """Packed visibility ``[N, ceil(len / 32)]`` int32 of the nodes from ``first`` on."""
@@ -75,6 +86,7 @@ class SpeculationTree:
     def truncate(self, count: int) -> None:
         """Drop the nodes from ``count`` on."""
         del self.parents[count:], self.depths[count:], self._visible[count:]
+        self._chained = min(self._chained, count)
 
     def clear(self) -> None:
         """Drop all nodes."""

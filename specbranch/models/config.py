@@ -102,9 +102,12 @@ def read_config(folder: Path) -> LlamaConfig:
     _refuse(path, raw, family)
     heads = _size(path, raw, "num_attention_heads")
     hidden = _size(path, raw, "hidden_size")
-    kv_heads = raw.get("num_key_value_heads") or heads
+    kv_heads = _size(path, {"num_key_value_heads": heads, **_present(raw)}, "num_key_value_heads")
     if heads % kv_heads:
         raise ValueError(f"{path}: num_key_value_heads {kv_heads} must divide {heads} heads")
+    head_dim = _size(path, {"head_dim": hidden // heads, **_present(raw)}, "head_dim")
+    if head_dim % 2:
+        raise ValueError(f"{path}: head_dim was {head_dim}; rotary embeddings need an even one")
     bias = bool(raw.get("attention_bias", False))
     return LlamaConfig(
         family=family,
@@ -114,7 +117,7 @@ def read_config(folder: Path) -> LlamaConfig:
         num_layers=_size(path, raw, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
-        head_dim=raw.get("head_dim") or hidden // heads,
+        head_dim=head_dim,
         max_seq_len=_size(path, raw, "max_position_embeddings"),
         norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
         rope=_rope(path, raw),
@@ -126,6 +129,11 @@ def read_config(folder: Path) -> LlamaConfig:
         eos_token_ids=_eos(folder, raw),
         stored_dtype=_dtype(raw),
     )
+
+
+def _present(raw: dict[str, Any]) -> dict[str, Any]:
+    """The fields that are not null."""
+    return {key: value for key, value in raw.items() if value is not None}
 
 
 def _size(path: Path, raw: dict[str, Any], key: str) -> int:
@@ -145,19 +153,36 @@ def _refuse(path: Path, raw: dict[str, Any], family: str) -> None:
         raise ValueError(f"{path}: partial_rotary_factor is not supported; it must be 1")
     if raw.get("pretraining_tp", 1) != 1:
         raise ValueError(f"{path}: pretraining_tp is not supported; it must be 1")
-    window = raw.get("sliding_window")
+    # A Mistral config without the field means the default of transformers.
+    window = raw.get("sliding_window", 4096 if family == "mistral" else None)
     slides = window is not None and raw.get("use_sliding_window", family == "mistral")
-    if slides and window < raw.get("max_position_embeddings", 0):
-        raise ValueError(f"{path}: sliding_window {window} is not supported; it must be null")
+    longest = raw.get("max_position_embeddings", 0)
+    if slides and window < longest:
+        raise ValueError(
+            f"{path}: sliding_window {window} is not supported; it must be null or at least "
+            f"max_position_embeddings, {longest}"
+        )
+    if set(raw.get("layer_types") or ()) - {"full_attention", "sliding_attention"}:
+        raise ValueError(
+            f"{path}: layer_types was {raw['layer_types']}; all must be full_attention"
+        )
 
 
 def _rope(path: Path, raw: dict[str, Any]) -> RopeConfig:
     """Both spellings: ``rope_theta`` with ``rope_scaling``, and ``rope_parameters``."""
     scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    theta = float(scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0)
+    if not isinstance(scaling, dict):
+        raise ValueError(f"{path}: rope_parameters was {scaling!r}; it must be an object")
+    theta = scaling.get("rope_theta") or raw.get("rope_theta") or 10000.0
+    if not isinstance(theta, int | float):
+        raise ValueError(f"{path}: rope_theta was {theta!r}; it must be a number")
+    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
+        raise ValueError(f"{path}: partial_rotary_factor is not supported; it must be 1")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
-        raise ValueError(f"{path}: rope type {kind!r} is not supported; default, linear, llama3 are")
+        raise ValueError(
+            f"{path}: rope type {kind!r} is not supported; default, linear, llama3 are"
+        )
     if kind == "default":
         return RopeConfig(theta)
     try:
@@ -174,6 +199,8 @@ def _rope(path: Path, raw: dict[str, Any]) -> RopeConfig:
         )
     except KeyError as error:
         raise ValueError(f"{path}: rope type {kind!r} needs {error}") from error
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: rope type {kind!r} had {scaling}; numbers needed") from error
 
 
 def _eos(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:

@@ -21,6 +21,7 @@ from .linear import Linear
 from .protocol import ForwardOutput
 
 PREFILL_CHUNK = 256
+KEPT_ROWS = 64  # buffers for more rows than this are not kept between calls
 
 
 @dataclass
@@ -69,8 +70,10 @@ class LlamaModel:
         """An empty state.
 
         Raises:
-            ValueError: ``max_seq_len`` beyond the model's own.
+            ValueError: ``max_seq_len`` beyond the model's own, or negative ``tree_slots``.
         """
+        if tree_slots < 0:
+            raise ValueError(f"tree_slots was {tree_slots}; it must be at least 0")
         if not 1 <= max_seq_len <= self.max_seq_len:
             raise ValueError(
                 f"max_seq_len was {max_seq_len}; it must be in 1 .. {self.max_seq_len}"
@@ -79,9 +82,15 @@ class LlamaModel:
 
 
 class _Step:
-    """Where N new tokens go: position, slot and what each sees. Kept and refilled, per N."""
+    """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N."""
 
-    def __init__(self, count: int, words: int) -> None:
+    def __init__(self, model: LlamaModel, count: int, words: int) -> None:
+        config, like = model.config, model.embedding
+        heads = (1, count, config.num_heads, config.head_dim)
+        self.normed = like.new_empty(count, config.hidden_size)
+        self.query, self.seen = like.new_empty(heads), like.new_empty(heads)
+        self.seen_rows = self.seen.view(count, config.num_heads * config.head_dim)
+        self.inner = like.new_empty(count, config.intermediate_size)
         self.positions = torch.empty(1, count, dtype=torch.int32)
         self.slots = torch.empty(1, count, dtype=torch.int32)
         self.prefix = torch.empty(1, dtype=torch.int32)
@@ -126,14 +135,20 @@ class LlamaState:
         if self.num_nodes:
             raise ValueError(f"prefill with {self.num_nodes} pending nodes; commit or roll back")
         self._check_tokens(tokens)
+        if len(tokens) == 0:
+            return
         if self.length + len(tokens) > self._capacity:
             raise ValueError(
                 f"tokens had {len(tokens)} entries after a prefix of {self.length}; "
                 f"together they must be at most {self._capacity}"
             )
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self._model.vocab_size:
+            raise ValueError(self._bad_ids(tokens))
         with torch.inference_mode():
-            for chunk in tokens.split(PREFILL_CHUNK):
-                count, start = len(chunk), self.length
+            for begin in range(0, len(tokens), PREFILL_CHUNK):
+                chunk, start = tokens[begin : begin + PREFILL_CHUNK], self.length
+                count = len(chunk)
                 step = self._step(count, 0)
                 step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
                 step.prefix_view[0] = start
@@ -149,6 +164,8 @@ class LlamaState:
     ) -> ForwardOutput:
         """Append ``tokens [N]`` to the tree; logits ``[N, V]`` and the last layers' outputs."""
         self._check_tokens(tokens)
+        if len(tokens) == 0:
+            raise ValueError("tokens was empty; it must have at least one token")
         if not 0 <= hidden_layers <= self._model.config.num_layers:
             raise ValueError(
                 f"hidden_layers was {hidden_layers}; it must be in 0 .. "
@@ -183,16 +200,26 @@ class LlamaState:
 
     # ------------------------------------------------------------------ inside
     def _check_tokens(self, tokens: torch.Tensor) -> None:
+        if not isinstance(tokens, torch.Tensor):
+            raise TypeError(f"tokens was {type(tokens).__name__}; it must be a torch tensor [n]")
         if tokens.dim() != 1 or tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
                 f"tokens was {tokens.dtype} {list(tokens.shape)}; it must be int32 or int64 [n]"
             )
 
+    def _bad_ids(self, tokens: torch.Tensor) -> str:
+        return (
+            f"tokens had ids {int(tokens.min())} .. {int(tokens.max())}; "
+            f"they must be in 0 .. {self._model.vocab_size - 1}"
+        )
+
     def _step(self, count: int, words: int) -> _Step:
-        key = (count, words)
-        if key not in self._steps:
-            self._steps[key] = _Step(count, words)
-        return self._steps[key]
+        step = self._steps.get((count, words))
+        if step is None:
+            step = _Step(self._model, count, words)
+            if count <= KEPT_ROWS:
+                self._steps[count, words] = step
+        return step
 
     def _place(self, first: int, count: int) -> _Step:
         """Positions, slots and visibility of the nodes from ``first`` on."""
@@ -203,13 +230,14 @@ class LlamaState:
                 f"tokens would reach position {deepest}; positions must be below "
                 f"{self._model.max_seq_len}"
             )
-        causal = first == 0 and self.tree.is_chain
+        # Where all pending nodes are one chain, those before the new ones are as good as prefix.
+        causal = self.tree.is_chain
         step = self._step(count, 0 if causal else (len(self.tree) + 31) // 32)
         step.positions_view[:] = depths[first:]
         step.positions_view += self.length
         start = self.length + first
         step.slots_view[:] = range(start, start + count)
-        step.prefix_view[0] = self.length
+        step.prefix_view[0] = start if causal else self.length
         if step.bits_view is not None:
             step.bits_view[:] = self.tree.bits(first)
         return step
@@ -223,18 +251,18 @@ class LlamaState:
         try:
             residual = F.embedding(tokens, model.embedding)
         except IndexError as error:
-            raise ValueError(
-                f"tokens had ids {int(tokens.min())} .. {int(tokens.max())}; "
-                f"they must be in 0 .. {model.vocab_size - 1}"
-            ) from error
-        delta = None
+            raise ValueError(self._bad_ids(tokens)) from error
+        delta: torch.Tensor | None = None
         kept: list[torch.Tensor] = []
-        for weights, cache in zip(model.layers, self.cache.layers, strict=True):
-            if len(kept) or (delta is not None and hidden_layers):
+        first_kept = (
+            config.num_layers - hidden_layers
+        )  # the outputs of this layer and the next ones
+        for idx, (weights, cache) in enumerate(zip(model.layers, self.cache.layers, strict=True)):
+            if delta is not None and idx > first_kept:
                 kept.append(residual + delta)
-            normed = ops.add_rms_norm(residual, weights.input_norm, delta, eps=eps)
-            query = ops.rope_kv_write(
-                weights.qkv(normed).view(1, count, -1),
+            ops.add_rms_norm(residual, weights.input_norm, delta, eps=eps, out=step.normed)
+            ops.rope_kv_write(
+                weights.qkv(step.normed).view(1, count, -1),
                 model.cos,
                 model.sin,
                 step.positions,
@@ -244,13 +272,14 @@ class LlamaState:
                 q_norm=weights.q_norm,
                 k_norm=weights.k_norm,
                 eps=eps,
+                out=step.query,
             )
-            seen = ops.tree_attention(query, cache, step.prefix, step.bits)
-            delta = weights.out(seen.view(count, -1))
-            normed = ops.add_rms_norm(residual, weights.mlp_norm, delta, eps=eps)
-            delta = weights.down(ops.silu_mul(weights.gate_up(normed)))
-        normed = ops.add_rms_norm(residual, model.final_norm, delta, eps=eps)
+            ops.tree_attention(step.query, cache, step.prefix, step.bits, out=step.seen)
+            delta = weights.out(step.seen_rows)
+            ops.add_rms_norm(residual, weights.mlp_norm, delta, eps=eps, out=step.normed)
+            delta = weights.down(ops.silu_mul(weights.gate_up(step.normed), out=step.inner))
+        ops.add_rms_norm(residual, model.final_norm, delta, eps=eps, out=step.normed)
         if not hidden_layers:
-            return normed, None
+            return step.normed, None
         # The norm above has added the last layer's delta to the residual.
-        return normed, torch.stack([*kept, residual][-hidden_layers:], dim=1)
+        return step.normed, torch.stack([*kept, residual], dim=1)
