@@ -6,10 +6,11 @@ python bench/show_picture.py [--out F] [PROMPT] [flags of specbranch generate]
 from __future__ import annotations
 
 import argparse
+import itertools
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def main() -> int:
     if done.returncode:
         sys.stderr.write(done.stderr)
         return done.returncode
-    shown = [("prompt", args.prompt), *runs(done.stdout)]
-    lines = [[("prompt", "$ specbranch " + shlex.join(command))], []]
+    shown = merged([("prompt", args.prompt), *runs(done.stdout)])
+    lines = [*wrap([("prompt", "$ specbranch " + shlex.join(command))]), []]
     lines += wrap(shown)
     lines += [[], *_legend_lines()]
     lines += [[("prompt", text)] for text in strip(done.stderr).splitlines()[1:]]
@@ -51,7 +52,7 @@ def main() -> int:
     return 0
 
 
-def wrap(shown: list[Run]) -> Iterator[list[Run]]:
+def wrap(shown: Iterable[Run]) -> Iterator[list[Run]]:
     """Runs to lines: cut at newlines and at the last column."""
     line: list[Run] = []
     column = 0
@@ -71,11 +72,19 @@ def wrap(shown: list[Run]) -> Iterator[list[Run]]:
     yield line
 
 
-def _legend_lines() -> list[list[Run]]:
-    line: list[Run] = []
-    for name in COLOURS:
-        line += [(name, f"{name}: {MEANINGS[name]}"), ("", "   ")]
-    return list(wrap(line))
+def _legend_lines() -> Iterator[list[Run]]:
+    names = list(COLOURS)
+    for first in range(0, len(names), 3):
+        yield [
+            (name, f"{name}: {MEANINGS[name]}".ljust(NUM_COLUMNS // 3))
+            for name in names[first : first + 3]
+        ]
+
+
+def merged(shown: Iterable[Run]) -> Iterator[Run]:
+    """Neighbours of one colour as one run."""
+    for origin, group in itertools.groupby(shown, key=lambda run: run[0]):
+        yield origin, "".join(text for _, text in group)
 
 
 def svg(lines: list[list[Run]]) -> str:
