@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
@@ -15,10 +18,24 @@ class Tokenizer:
 
     Args:
         backend: the tokenizer of the ``tokenizers`` library.
+        eos_token_ids: tokens that end a text.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
+    def __init__(self, backend: tokenizers.Tokenizer, eos_token_ids: Sequence[int] = ()) -> None:
         self.backend = backend
+        self.eos_token_ids = tuple(eos_token_ids)
+        # SentencePiece spells what it has no token for as bytes, one token each.
+        self.byte_tokens = frozenset(
+            idx for token, idx in backend.get_vocab().items() if BYTE_TOKEN.fullmatch(token)
+        )
+
+        self._special = frozenset(
+            idx for idx, token in backend.get_added_tokens_decoder().items() if token.special
+        )
+
+    def has_text(self, token: int) -> bool:
+        """False for special tokens and ids without a token: ``decode`` passes over them."""
+        return token not in self._special and self.backend.id_to_token(token) is not None
 
     @property
     def vocab_size(self) -> int:
@@ -44,7 +61,9 @@ class StreamDecoder:
     """Text of tokens as they come; all pieces together equal ``decode`` of all tokens.
 
     Two windows of the last tokens are decoded, with and without the new one: what the longer text
-    has more is new. It is held back while it ends within a character.
+    has more is new. It is held back while it ends within a character, and while it ends with
+    SentencePiece's byte tokens: one wrong byte turns the whole run of them into replacement
+    characters.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -55,6 +74,8 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Text that ``token`` completes, often empty."""
+        if not self._tokenizer.has_text(token):
+            return ""
         self._tokens.append(token)
         return self._new_text(final=False)
 
@@ -63,6 +84,8 @@ class StreamDecoder:
         return self._new_text(final=True)
 
     def _new_text(self, *, final: bool) -> str:
+        if not final and self._tokens[-1] in self._tokenizer.byte_tokens:
+            return ""
         before = self._tokenizer.decode(self._tokens[self._start : self._shown])
         after = self._tokenizer.decode(self._tokens[self._start :])
         if len(after) <= len(before) or (after.endswith(REPLACEMENT) and not final):
@@ -83,6 +106,22 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint directory has one")
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
+    return Tokenizer(backend, _eos_token_ids(path.parent))
+
+
+def _eos_token_ids(folder: Path) -> tuple[int, ...]:
+    """``eos_token_id`` of generation_config.json or else config.json; empty where neither says."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        except (OSError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} could not be read as a JSON object: {error}") from error
+        if found is not None:
+            return tuple(found) if isinstance(found, list) else (found,)
+    return ()
