@@ -29,6 +29,9 @@ struct Logits {
 };
 
 // ---------------------------------------------------------------------------------------------- sampling
+// Bad rows, all ops of this section and the next: a NaN or +inf logit, or none that is finite and kept (NaN cutoffs keep
+// none). Temperature 0 is argmax and ignores cutoffs; the confidence, probabilities and entropy asked for all the same
+// are those of temperature 1 with nothing cut.
 // Keep the logits >= cutoff[b]: the combined threshold of top-k, then top-p of what is left, and min-p.
 struct LogitCutoffParams {
   int64_t B, V;
@@ -37,7 +40,7 @@ struct LogitCutoffParams {
   const int32_t* top_k;      // [B], 0 = off
   const float* top_p;        // [B], 1 = off
   const float* min_p;        // [B], 0 = off
-  float* cutoff;             // out [B]; -inf: nothing cut; NaN: the row has a NaN logit
+  float* cutoff;             // out [B]; -inf: nothing cut; NaN: bad row
 };
 
 struct SampleParams {
@@ -71,7 +74,8 @@ struct BranchTopkParams {
 
 // ---------------------------------------------------------------------------------------------- verification
 // One chain with branch candidates after it. Row i of target_logits is the distribution of the token at
-// position[b] + i, i.e. after i chain tokens.
+// position[b] + i, i.e. after i chain tokens. Rows behind the first rejection are not looked at, and at temperature 0 or
+// coupled no draft row is: a bad one among them is not reported.
 struct VerifyParams {
   int64_t B, G, V, K;
   Draw draw;                    // kInverseCdf: rejection sampling; kGumbel: coupled (draft_logits unused)

@@ -36,7 +36,12 @@ SB_HD float inverse_temperature(float temperature) {
 }
 
 SB_HD float probability(float logit, float cutoff, float inv_temperature, float max, float inv_sum) {
-  return logit >= cutoff ? exp_nonpositive((logit - max) * inv_temperature) * inv_sum : 0.0f;
+  return logit >= cutoff ? rounded_multiply(exp_nonpositive((logit - max) * inv_temperature), inv_sum) : 0.0f;
+}
+
+// One round of the residual: max(0, current - draft_probability) * scale, scale = 1 / mass (1: not normalised).
+SB_HD float residual_weight(float current, float draft_probability, float scale) {
+  return current > draft_probability ? rounded_multiply(current - draft_probability, scale) : 0.0f;
 }
 
 }  // namespace specbranch

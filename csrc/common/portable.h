@@ -52,4 +52,21 @@ SB_HD float fused_multiply_add(float a, float b, float c) {
 #endif
 }
 
+// A product that is rounded before it is used, whatever nvcc's -fmad would make of a sum around it.
+SB_HD float rounded_multiply(float a, float b) {
+#if defined(__CUDA_ARCH__)
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
+SB_HD double rounded_multiply(double a, double b) {
+#if defined(__CUDA_ARCH__)
+  return __dmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 }  // namespace specbranch

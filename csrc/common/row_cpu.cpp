@@ -85,10 +85,7 @@ SB_TARGET_CLONES void scale_chunk(float* values, float scale) {
 }
 
 SB_TARGET_CLONES void subtract_clipped(float* values, const float* other, float scale) {
-  for (int i = 0; i < kChunk; ++i) {
-    const float difference = values[i] - other[i];
-    values[i] = difference > 0.0f ? difference * scale : 0.0f;
-  }
+  for (int i = 0; i < kChunk; ++i) values[i] = residual_weight(values[i], other[i], scale);
 }
 
 SB_TARGET_CLONES void add_gumbel(const float* logits, float cutoff, float reference, float inv_temperature,
@@ -126,7 +123,7 @@ int pick_in_chunk(const float* weights, double scale, double target) {
   for (int g = 0; g < kGroups; ++g) {
     float lanes[kRowLanes];
     std::copy(weights + g * kRowLanes, weights + (g + 1) * kRowLanes, lanes);
-    const double mass = scale * static_cast<double>(butterfly_sum(lanes));
+    const double mass = rounded_multiply(scale, static_cast<double>(butterfly_sum(lanes)));
     if (mass <= 0.0) continue;
     group = g;
     before_last = before;

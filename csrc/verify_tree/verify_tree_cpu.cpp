@@ -73,7 +73,7 @@ class Walk {
   // f_r of a token, r = number of rejections so far.
   float current_probability(const Residual& residual, float draft, int32_t token) const {
     float value = probability_of(residual.target, residual.target_summary, token);
-    for (const float scale : scales_) value = value > draft ? (value - draft) * scale : 0.0f;
+    for (const float scale : scales_) value = residual_weight(value, draft, scale);
     return value;
   }
 
