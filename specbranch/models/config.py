@@ -119,7 +119,7 @@ def read_config(folder: Path) -> LlamaConfig:
         num_kv_heads=kv_heads,
         head_dim=head_dim,
         max_seq_len=_size(path, raw, "max_position_embeddings"),
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
+        norm_eps=_norm_eps(path, raw),
         rope=_rope(path, raw),
         tied=bool(raw.get("tie_word_embeddings", False)),
         qkv_bias=family == "qwen2" or bias,
@@ -141,6 +141,13 @@ def _size(path: Path, raw: dict[str, Any], key: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{path}: {key} was {value!r}; it must be a positive integer")
     return value
+
+
+def _norm_eps(path: Path, raw: dict[str, Any]) -> float:
+    value = raw.get("rms_norm_eps", 1e-6)
+    if not isinstance(value, int | float):
+        raise ValueError(f"{path}: rms_norm_eps was {value!r}; it must be a number")
+    return float(value)
 
 
 def _refuse(path: Path, raw: dict[str, Any], family: str) -> None:
@@ -210,7 +217,12 @@ def _eos(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
         found = read_json(generation).get("eos_token_id", found)
     if found is None:
         return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
+    listed = found if isinstance(found, list) else [found]
+    if any(isinstance(token, bool) or not isinstance(token, int) for token in listed):
+        raise ValueError(
+            f"{folder / 'config.json'}: eos_token_id was {found!r}; it must be one or more integers"
+        )
+    return tuple(listed)
 
 
 def _dtype(raw: dict[str, Any]) -> torch.dtype:

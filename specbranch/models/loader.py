@@ -49,7 +49,7 @@ def load_model(
 def _check_device(device: str | torch.device) -> None:
     try:
         kind = torch.device(device).type
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"device was {device!r}; it must be 'cpu'") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device was {device!r}, but no CUDA device was found; use 'cpu'")
@@ -84,9 +84,13 @@ class _Tensors:
             weight_map = read_json(index).get("weight_map")
             if not isinstance(weight_map, dict):
                 raise ValueError(f"{index}: weight_map was missing; it must map tensors to files")
+            if not all(isinstance(name, str) for name in weight_map.values()):
+                raise ValueError(f"{index}: weight_map must map tensors to names of files")
             for name in sorted(set(weight_map.values())):
                 if not (self.folder / name).is_file():
-                    raise FileNotFoundError(f"{self.folder / name} does not exist; {index} names it")
+                    raise FileNotFoundError(
+                        f"{self.folder / name} does not exist; {index} names it"
+                    )
             return {key: self.folder / name for key, name in weight_map.items()}
         if single.is_file():
             with self._open(single) as file:
@@ -118,8 +122,7 @@ class _Tensors:
                 raise ValueError(f"{self._file_of[name]} has no tensor {name}: {error}") from error
         if tuple(tensor.shape) != shape:
             raise ValueError(
-                f"{self.folder}: tensor {name} was {list(tensor.shape)}; "
-                f"it must be {list(shape)}"
+                f"{self.folder}: tensor {name} was {list(tensor.shape)}; it must be {list(shape)}"
             )
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"{self.folder}: tensor {name} was {tensor.dtype}; it must be a float")
