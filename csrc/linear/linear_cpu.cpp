@@ -4,8 +4,8 @@
 //
 // Layout: weight packed in panels of 16 outputs, [panels, K, 16], so that one step over k is one vector load; float32, or
 //         bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same result.
-// Work:   a task is four panels; rows in blocks of up to 8, whose sums stay in registers while the panels stream by once.
-// Bound:  bytes of the weight while rows are few (T(8 rows) is near T(1 row)), multiply-adds beyond.
+// Work:   a task is four panels; rows in blocks of up to 12, whose sums stay in registers while the panels stream by once.
+// Bound:  bytes of the weight while rows are few (8 rows cost little more than 1), multiply-adds beyond.
 // Order:  every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's
 //         result is bit for bit the same alone and within a batch, which is what makes greedy verification exact.
 #include <algorithm>
@@ -72,7 +72,7 @@ SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row,
 template <typename T, typename W>
 SB_INLINE void multiply(const LinearParams& p, const float* x, int64_t first, int64_t last) {
   int64_t row = 0;
-  for (; p.rows - row > 8; row += 8) multiply_rows<T, W, 8>(p, x, row, first, last);
+  for (; p.rows - row > 12; row += 8) multiply_rows<T, W, 8>(p, x, row, first, last);
   switch (p.rows - row) {
     case 1: return multiply_rows<T, W, 1>(p, x, row, first, last);
     case 2: return multiply_rows<T, W, 2>(p, x, row, first, last);
@@ -82,6 +82,10 @@ SB_INLINE void multiply(const LinearParams& p, const float* x, int64_t first, in
     case 6: return multiply_rows<T, W, 6>(p, x, row, first, last);
     case 7: return multiply_rows<T, W, 7>(p, x, row, first, last);
     case 8: return multiply_rows<T, W, 8>(p, x, row, first, last);
+    case 9: return multiply_rows<T, W, 9>(p, x, row, first, last);
+    case 10: return multiply_rows<T, W, 10>(p, x, row, first, last);
+    case 11: return multiply_rows<T, W, 11>(p, x, row, first, last);
+    case 12: return multiply_rows<T, W, 12>(p, x, row, first, last);
     default: return;
   }
 }
