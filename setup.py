@@ -51,7 +51,6 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "Python_EXECUTABLE": sys.executable,
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": str(output),
-            "SPECBRANCH_VERSION": self.distribution.get_version(),
             "SPECBRANCH_CUDA": os.environ.get("SPECBRANCH_CUDA", "AUTO"),
         }
         if architectures := os.environ.get("SPECBRANCH_CUDA_ARCHITECTURES"):
