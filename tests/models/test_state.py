@@ -1,4 +1,4 @@
-"""A state refuses what does not fit and stays as it was; branches cost no copy of the prefix."""
+"""Protocol errors leave a state as it was; forking a branch allocates nothing for the prompt."""
 
 from __future__ import annotations
 
@@ -9,148 +9,187 @@ from typing import Any
 import pytest
 import torch
 from models.checkpoints import save
-from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from specbranch import load_model
+from specbranch.models import llama
 from specbranch.models.llama import LlamaModel, LlamaState
 
-PROMPT = torch.arange(40)
+CAPACITY = 40
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
-    folder = save(tmp_path_factory.mktemp("model"), "llama3", max_position_embeddings=2048)
-    return load_model(folder)
+    folder = tmp_path_factory.mktemp("model")
+    return load_model(save(folder, num_hidden_layers=2, max_position_embeddings=2048))
 
 
 @pytest.fixture
 def state(model: LlamaModel) -> LlamaState:
-    """A prefix of 40 of at most 48 tokens, two pending nodes of at most 8."""
-    state = model.new_state(48, 8)
-    state.prefill(PROMPT)
-    state.forward(torch.tensor([1, 2]), [-1, -1])
+    """A prefix of 30 and a tree of 4 nodes in 8."""
+    state = model.new_state(CAPACITY, 8)
+    state.prefill(torch.arange(30))
+    state.forward(torch.tensor([1, 2, 3, 4]), [-1, 0, 0, 2])
     return state
 
 
-BAD_CALLS: list[tuple[Callable[[LlamaState], Any], type[Exception], str]] = [
-    (lambda s: s.forward(torch.tensor([128])), ValueError, r"ids 128 \.\. 128; .* 0 \.\. 127"),
-    (lambda s: s.forward(torch.tensor([-1, 5])), ValueError, r"ids -1 \.\. 5; .* 0 \.\. 127"),
-    (lambda s: s.forward(torch.arange(7)), ValueError, r"tokens had 7 nodes after 2; .* most 8"),
-    (lambda s: s.forward(torch.tensor([], dtype=torch.int64)), ValueError, "tokens was empty"),
-    (lambda s: s.forward(torch.tensor([[1]])), ValueError, r"tokens was torch.int64 \[1, 1\]"),
-    (lambda s: s.forward(torch.tensor([1.0])), ValueError, r"tokens was torch.float32"),
-    (lambda s: s.forward([1]), TypeError, "tokens was list; it must be a torch tensor"),
-    (lambda s: s.forward(torch.tensor([1]), [2]), ValueError, r"parents of node 2 was 2"),
-    (lambda s: s.forward(torch.tensor([1]), [0, 0]), ValueError, r"parents had 2 entries"),
-    (lambda s: s.forward(torch.tensor([1]), [0.5]), TypeError, r"parents was \[0.5\]"),
-    (lambda s: s.forward(torch.tensor([1]), hidden_layers=4), ValueError, "hidden_layers was 4"),
-    (lambda s: s.forward(torch.tensor([1]), hidden_layers=-1), ValueError, "hidden_layers was -1"),
-    (lambda s: s.commit([0, 1]), ValueError, r"path was \[0, 1\]"),
-    (lambda s: s.commit([2]), ValueError, r"path was \[2\]"),
-    (lambda s: s.rollback(41), ValueError, r"length was 41; it must be in 0 \.\. 40"),
-    (lambda s: s.rollback(-1), ValueError, r"length was -1"),
-    (lambda s: s.prefill(torch.tensor([1])), ValueError, "prefill with 2 pending nodes"),
-]
+def ids(*values: int) -> torch.Tensor:
+    return torch.tensor(values)
 
 
-@pytest.mark.parametrize(("call", "error", "message"), BAD_CALLS, ids=range(len(BAD_CALLS)))
-def test_a_refused_call_changes_nothing(
-    state: LlamaState, call: Callable[[LlamaState], Any], error: type[Exception], message: str
-) -> None:
-    prefix = state.cache.data[..., :42, :].clone()
-    with pytest.raises(error, match=message):
+ERRORS: dict[str, tuple[Callable[[LlamaState], Any], str]] = {
+    "too many nodes": (lambda s: s.forward(ids(*range(5))), "at most 8"),
+    "parent after child": (lambda s: s.forward(ids(5), [4]), "parents of node 4 was 4"),
+    "parent below -1": (lambda s: s.forward(ids(5), [-2]), "parents of node 4 was -2"),
+    "parents too few": (lambda s: s.forward(ids(5, 6), [0]), "parents had 1"),
+    "no token": (lambda s: s.forward(torch.empty(0, dtype=torch.int64)), "tokens was empty"),
+    "token too large": (lambda s: s.forward(ids(5, 128)), r"ids 5 \.\. 128"),
+    "token negative": (lambda s: s.forward(ids(-1, 5)), r"ids -1 \.\. 5"),
+    "tokens of two dimensions": (lambda s: s.forward(ids(1).view(1, 1)), r"\[1, 1\]"),
+    "float tokens": (lambda s: s.forward(torch.zeros(2)), "float32"),
+    "too many hidden layers": (lambda s: s.forward(ids(5), hidden_layers=3), r"0 \.\. 2"),
+    "path not from the root": (lambda s: s.commit([2, 3]), "path was"),
+    "path of siblings": (lambda s: s.commit([0, 1, 2]), "path was"),
+    "path to nowhere": (lambda s: s.commit([0, 1, 4]), "path was"),
+    "rollback too long": (lambda s: s.rollback(31), r"0 \.\. 30"),
+    "rollback negative": (lambda s: s.rollback(-1), r"0 \.\. 30"),
+    "prefill with pending nodes": (lambda s: s.prefill(ids(1)), "4 pending nodes"),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_error_changes_nothing(state: LlamaState, name: str) -> None:
+    call, message = ERRORS[name]
+    parents = list(state.tree.parents)
+    kept = state.cache.data[..., :34, :].clone()
+    with pytest.raises(ValueError, match=message):
         call(state)
-    assert (state.length, state.num_nodes, state.tree.parents) == (40, 2, [-1, -1])
-    assert torch.equal(state.cache.data[..., :42, :], prefix)
-
-
-@pytest.mark.parametrize("bad", [-1, 128])
-def test_prefill_checks_all_ids_first(model: LlamaModel, bad: int) -> None:
-    state = model.new_state(600, 4)
-    tokens = torch.zeros(600, dtype=torch.int64)
-    tokens[590] = bad  # in the last chunk
-    with pytest.raises(ValueError, match=r"they must be in 0 \.\. 127"):
-        state.prefill(tokens)
-    assert state.length == 0
-
-
-def test_prompt_longer_than_the_cache(model: LlamaModel) -> None:
-    state = model.new_state(48, 4)
-    state.prefill(PROMPT)
-    with pytest.raises(ValueError, match=r"tokens had 9 entries after a prefix of 40; .* most 48"):
-        state.prefill(torch.zeros(9, dtype=torch.int64))
-    state.prefill(torch.zeros(8, dtype=torch.int64))
-    state.forward(torch.tensor([1]))
-    with pytest.raises(ValueError, match=r"path had 1 nodes after a prefix of 48; .* most 48"):
-        state.commit([0])
-    assert (state.length, state.num_nodes) == (48, 1)
-
-
-def test_an_empty_prompt_is_no_work(model: LlamaModel) -> None:
-    state = model.new_state(48, 4)
-    state.prefill(torch.tensor([], dtype=torch.int64))
-    assert state.length == 0
-    assert state.forward(torch.tensor([7])).logits.shape == (1, 128)
+    assert (state.length, state.num_nodes, state.tree.parents) == (30, 4, parents)
+    assert torch.equal(state.cache.data[..., :34, :], kept)
+    state.commit([0, 2])
+    after = state.forward(ids(9)).logits.clone()
+    fresh = state._model.new_state(CAPACITY, 8)
+    fresh.prefill(torch.tensor([*range(30), 1, 3]))
+    torch.testing.assert_close(after, fresh.forward(ids(9)).logits, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
-    ("sizes", "message"),
-    [((0, 4), "max_seq_len was 0"), ((2049, 4), "max_seq_len was 2049"), ((9, -1), "tree_slots")],
+    ("tokens", "message"),
+    [([*range(11)], "together they must be at most 40"), ([1, 2, 3, 4, 5, 128], "ids 1 .. 128")],
 )
-def test_new_state(model: LlamaModel, sizes: tuple[int, int], message: str) -> None:
+def test_a_refused_prefill_changes_nothing(
+    model: LlamaModel, tokens: list[int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the wrong token is not in the first chunk."""
+    monkeypatch.setattr(llama, "PREFILL_CHUNK", 4)
+    state = model.new_state(CAPACITY, 8)
+    state.prefill(torch.arange(30))
     with pytest.raises(ValueError, match=message):
-        model.new_state(*sizes)
+        state.prefill(torch.tensor(tokens))
+    assert (state.length, state.num_nodes) == (30, 0)
 
 
-def test_no_position_beyond_the_tables(tmp_path: Path) -> None:
-    state = load_model(save(tmp_path, max_position_embeddings=42)).new_state(42, 8)
-    state.prefill(PROMPT)
-    state.forward(torch.tensor([1, 2]))
-    with pytest.raises(ValueError, match="would reach position 42; positions must be below 42"):
-        state.forward(torch.tensor([3]))
-    state.forward(torch.tensor([3]), [-1])
-    assert state.num_nodes == 3
+def test_an_empty_prefill(model: LlamaModel) -> None:
+    state = model.new_state(CAPACITY, 8)
+    state.prefill(torch.empty(0, dtype=torch.int64))
+    assert state.length == 0
 
 
-def allocated_by_branches(model: LlamaModel, prompt_length: int) -> tuple[int, int]:
-    """(bytes torch allocates, allocations) of two steps of four branches and keeping one."""
-    state = model.new_state(1100, 16)
-    state.prefill(torch.arange(prompt_length) % 128)
-
-    def round_of_branches() -> None:
-        state.forward(torch.tensor([1, 2, 3, 4]), [-1, -1, -1, -1])
-        state.forward(torch.tensor([5, 6, 7, 8]), [0, 1, 2, 3])
-        state.commit([2, 6])
-
-    round_of_branches()  # makes the buffers that are kept
-    state.rollback(prompt_length)
-    cache, place = state.cache.nbytes, state.cache.data.data_ptr()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        round_of_branches()
-    assert (state.cache.nbytes, state.cache.data.data_ptr()) == (cache, place)
-    sizes = [
-        event.cpu_memory_usage
-        for event in measured.events()
-        if event.name.startswith("aten::empty") and event.cpu_memory_usage > 0
-    ]
-    return sum(sizes), len(sizes)
+def test_a_commit_beyond_the_capacity(model: LlamaModel) -> None:
+    state = model.new_state(31, 8)
+    state.prefill(torch.arange(30))
+    state.forward(ids(1, 2))
+    with pytest.raises(ValueError, match="at most 31"):
+        state.commit([0, 1])
+    assert (state.length, state.num_nodes) == (30, 2)
+    state.commit([0])
+    assert state.length == 31
 
 
-def test_branches_allocate_nothing_that_grows_with_the_prompt(model: LlamaModel) -> None:
-    short, long = (allocated_by_branches(model, length) for length in (64, 1024))
-    assert short[0] > 0, "the profiler saw nothing"
+@pytest.mark.parametrize("length", [0, -1, 2049])
+def test_a_state_beyond_the_model(model: LlamaModel, length: int) -> None:
+    with pytest.raises(ValueError, match="2048"):
+        model.new_state(length, 8)
+
+
+def test_positions_end_where_the_model_ends(tmp_path: Path) -> None:
+    model = load_model(save(tmp_path, num_hidden_layers=1, max_position_embeddings=16))
+    state = model.new_state(16, 8)
+    state.prefill(torch.arange(15))
+    state.forward(ids(1, 2), [-1, -1])
+    with pytest.raises(ValueError, match="position 16"):
+        state.forward(ids(3), [1])
+    assert state.num_nodes == 2
+
+
+# ---------------------------------------------------------------------------- memory
+class AllocatedBytes(TorchDispatchMode):
+    """Bytes of all new storage that torch operations return."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {id_of(leaf) for leaf in tree_leaves((args, kwargs)) if is_tensor(leaf)}
+        for leaf in tree_leaves(out):
+            if is_tensor(leaf) and id_of(leaf) not in known:
+                self.total += leaf.untyped_storage().nbytes()
+        return out
+
+
+def is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def id_of(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+Fork = Callable[[LlamaState], None]
+
+
+def fork_nothing(state: LlamaState) -> None:
+    """What SpecBranch does."""
+
+
+def fork_by_copy(state: LlamaState) -> None:
+    """A deliberate mistake: the branch gets the prefix's keys and values for itself."""
+    state.cache.data[..., : state.length, :].clone()
+
+
+def branch_bytes(model: LlamaModel, prompt: int, fork: Fork, branches: int = 4) -> int:
+    """Bytes allocated by forking ``branches`` and growing each by 5 tokens."""
+    state = model.new_state(1100, 64)
+    state.prefill(torch.arange(prompt) % model.vocab_size)
+    address, size = state.cache.data.data_ptr(), state.cache.nbytes
+    tokens, first = torch.arange(branches), [-1] * branches
+    with AllocatedBytes() as allocated:
+        for step in range(5):
+            if step == 0:
+                for _ in range(branches):
+                    fork(state)
+            parents = first if step == 0 else range(state.num_nodes - branches, state.num_nodes)
+            state.forward(tokens, list(parents))
+            assert (state.cache.data.data_ptr(), state.cache.nbytes) == (address, size)
+        pending = state.num_nodes
+        state.commit([1, 1 + branches, 1 + 2 * branches])
+    assert pending == 5 * branches
+    assert (state.cache.data.data_ptr(), state.cache.nbytes) == (address, size)
+    return allocated.total
+
+
+def test_forking_allocates_nothing_that_grows_with_the_prompt(model: LlamaModel) -> None:
+    short, long = (branch_bytes(model, prompt, fork_nothing) for prompt in (64, 1024))
+    assert short > 0, "the count sees nothing"
     assert short == long
 
 
-def test_a_copy_of_the_prefix_would_be_seen(
-    model: LlamaModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    forward = LlamaState.forward
-
-    def copying(self: LlamaState, *args: Any, **options: Any) -> Any:
-        self.cache.data[..., : self.length, :].clone()
-        return forward(self, *args, **options)
-
-    monkeypatch.setattr(LlamaState, "forward", copying)
-    short, long = (allocated_by_branches(model, length) for length in (64, 1024))
-    assert long[0] > 4 * short[0]
+def test_a_fork_that_copies_is_seen(model: LlamaModel) -> None:
+    short, long = (branch_bytes(model, prompt, fork_by_copy) for prompt in (64, 1024))
+    a_token = 2 * 2 * 48 * 4
+    assert long - short == 4 * (1024 - 64) * a_token
