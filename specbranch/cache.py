@@ -1,4 +1,4 @@
-"""The slot cache: forking copies nothing, rollback is a length, keeping a branch moves few slots."""
+"""The slot cache: forking copies nothing, rollback is a length, a kept branch moves few slots."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
 from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -91,9 +91,7 @@ class _Request:
         stats.new_tokens = len(self.tokens)
         stats.seconds = time.perf_counter() - self.started
         text = self.stream.text if self.has_text else None
-        self.result = GenerationResult(
-            text, self.tokens, self.origins, stats, self.finish_reason
-        )
+        self.result = GenerationResult(text, self.tokens, self.origins, stats, self.finish_reason)
         return self.result
 
 

@@ -67,7 +67,7 @@ class SerialLanes:
 
 
 class ThreadLanes:
-    """The target on the caller's thread, the draft on a worker that lives as long as this object."""
+    """The target on the caller's thread, the draft on a worker that lives as long as this."""
 
     def __init__(self, threads: int | None = None) -> None:
         self.target_threads = max(1, (threads or num_cores()) - 1)

@@ -10,9 +10,7 @@ from .tokenizer import Tokenizer, load_tokenizer
 DEMO_DIR = Path(__file__).parent / "demo"
 
 
-def demo_pair(
-    *, dtype: str = "auto", device: str = "cpu"
-) -> tuple[CausalLM, CausalLM, Tokenizer]:
+def demo_pair(*, dtype: str = "auto", device: str = "cpu") -> tuple[CausalLM, CausalLM, Tokenizer]:
     """Load the target, the draft and the tokenizer of ``specbranch/demo`` (see its MODEL_CARD.md).
 
     Args:

@@ -263,7 +263,7 @@ class Session:
         )
 
     def _catch_up(self, chain: Chain) -> torch.Tensor:
-        """Feed the draft what it has not seen of ``X + chain``; its logits [1, V] after the last."""
+        """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
         start, committed = self.draft.length, self.length
         if start >= committed:
             missing = chain.tokens[start - committed :]

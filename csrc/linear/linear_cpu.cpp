@@ -2,11 +2,12 @@
 //
 //   out[r, n] = bias[n] + sum_k x[r, k] * weight[n, k]
 //
-// Layout: weight packed in panels of 16 outputs, [panels, K, 16], so that one step over k is one vector load; float32, or
+// Layout: weight packed in panels of 16 outputs, [panels, K, 16], so that one step over k is one vector load; float32,
+// or
 //         bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same result.
-// Work:   a task is four panels; rows in blocks of up to 12, whose sums stay in registers while the panels stream by once.
-// Bound:  bytes of the weight while rows are few (8 rows cost little more than 1), multiply-adds beyond.
-// Order:  every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's
+// Work:   a task is four panels; rows in blocks of up to 12, whose sums stay in registers while the panels stream by
+// once. Bound:  bytes of the weight while rows are few (8 rows cost little more than 1), multiply-adds beyond. Order:
+// every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's
 //         result is bit for bit the same alone and within a batch, which is what makes greedy verification exact.
 #include <algorithm>
 #include <vector>
@@ -74,19 +75,32 @@ SB_INLINE void multiply(const LinearParams& p, const float* x, int64_t first, in
   int64_t row = 0;
   for (; p.rows - row > 12; row += 8) multiply_rows<T, W, 8>(p, x, row, first, last);
   switch (p.rows - row) {
-    case 1: return multiply_rows<T, W, 1>(p, x, row, first, last);
-    case 2: return multiply_rows<T, W, 2>(p, x, row, first, last);
-    case 3: return multiply_rows<T, W, 3>(p, x, row, first, last);
-    case 4: return multiply_rows<T, W, 4>(p, x, row, first, last);
-    case 5: return multiply_rows<T, W, 5>(p, x, row, first, last);
-    case 6: return multiply_rows<T, W, 6>(p, x, row, first, last);
-    case 7: return multiply_rows<T, W, 7>(p, x, row, first, last);
-    case 8: return multiply_rows<T, W, 8>(p, x, row, first, last);
-    case 9: return multiply_rows<T, W, 9>(p, x, row, first, last);
-    case 10: return multiply_rows<T, W, 10>(p, x, row, first, last);
-    case 11: return multiply_rows<T, W, 11>(p, x, row, first, last);
-    case 12: return multiply_rows<T, W, 12>(p, x, row, first, last);
-    default: return;
+    case 1:
+      return multiply_rows<T, W, 1>(p, x, row, first, last);
+    case 2:
+      return multiply_rows<T, W, 2>(p, x, row, first, last);
+    case 3:
+      return multiply_rows<T, W, 3>(p, x, row, first, last);
+    case 4:
+      return multiply_rows<T, W, 4>(p, x, row, first, last);
+    case 5:
+      return multiply_rows<T, W, 5>(p, x, row, first, last);
+    case 6:
+      return multiply_rows<T, W, 6>(p, x, row, first, last);
+    case 7:
+      return multiply_rows<T, W, 7>(p, x, row, first, last);
+    case 8:
+      return multiply_rows<T, W, 8>(p, x, row, first, last);
+    case 9:
+      return multiply_rows<T, W, 9>(p, x, row, first, last);
+    case 10:
+      return multiply_rows<T, W, 10>(p, x, row, first, last);
+    case 11:
+      return multiply_rows<T, W, 11>(p, x, row, first, last);
+    case 12:
+      return multiply_rows<T, W, 12>(p, x, row, first, last);
+    default:
+      return;
   }
 }
 
@@ -133,9 +147,8 @@ void linear(const LinearParams& p) {
   const float* x = rows_of(p, buffer);
   const Task task = task_for(p.dtype, p.weight_dtype);
   const int64_t panels = (p.N + kPanel - 1) / kPanel, tasks = (panels + kTask - 1) / kTask;
-  parallel_for(tasks, linear_microseconds(p), [&](int64_t i) {
-    task(p, x, i * kTask, std::min(panels, (i + 1) * kTask));
-  });
+  parallel_for(tasks, linear_microseconds(p),
+               [&](int64_t i) { task(p, x, i * kTask, std::min(panels, (i + 1) * kTask)); });
 }
 
 }  // namespace specbranch::cpu

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the card is a page of prose)
 """The model card of a trained pair, written from what was measured."""
 
 from __future__ import annotations

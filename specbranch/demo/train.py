@@ -69,10 +69,17 @@ def train_tokenizer(corpus: Corpus, vocab: int) -> Tokenizer:
     return tokenizer
 
 
+def end_of_text(tokenizer: Tokenizer) -> int:
+    """Id of the token that separates documents."""
+    found: int | None = tokenizer.token_to_id(END_OF_TEXT)
+    assert found is not None, "the tokenizer was trained with it"
+    return found
+
+
 def encode_files(tokenizer: Tokenizer, paths: list[Path], seed: int) -> torch.Tensor:
     """All files as one row of tokens, in random order, an end-of-text token after each."""
     order = np.random.default_rng(seed).permutation(len(paths))
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = end_of_text(tokenizer)
     pieces: list[int] = []
     for idx in order:
         pieces += [*tokenizer.encode(read_text(paths[idx])).ids, end]
@@ -134,7 +141,7 @@ def fit(
             group["lr"] = learning_rate(progress, step, peak)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(next(stream))
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -198,6 +205,11 @@ def measure(target: Llama, draft: Llama, tokens: torch.Tensor, num_bytes: int) -
     )  # fmt: skip
 
 
+def num_parameters(model: Llama) -> int:
+    """All weights, the embedding included."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def as_stored(model: Llama) -> Llama:
     """Round the weights to bfloat16, as the checkpoint does."""
     with torch.no_grad():
@@ -232,21 +244,18 @@ def train_pair(out: Path, work: Path, budget: Budget, root: Path | None = None) 
     )  # fmt: skip
     as_stored(draft)
 
-    end = tokenizer.token_to_id(END_OF_TEXT)
+    end = end_of_text(tokenizer)
     for name, model in (("target", target), ("draft", draft)):
         model.save(out / name, end)
         tokenizer.save(str(out / name / "tokenizer.json"))
     num_bytes = sum(len(read_text(path).encode()) for path in corpus.held_out)
     measured = measure(target, draft, held_out, num_bytes)
-    write_card(
-        out / "MODEL_CARD.md",
-        measured,
-        {name: sum(p.numel() for p in m.parameters()) for name, m in
-         (("target", target), ("draft", draft))},
-        {"train": (len(corpus.train), len(train)), "held-out": (len(corpus.held_out), len(held_out))},
-        steps,
-        asdict(budget),
-    )  # fmt: skip
+    data = {
+        "train": (len(corpus.train), len(train)),
+        "held-out": (len(corpus.held_out), len(held_out)),
+    }
+    sizes = {"target": num_parameters(target), "draft": num_parameters(draft)}
+    write_card(out / "MODEL_CARD.md", measured, sizes, data, steps, asdict(budget))
     for name in ("target", "draft"):
         (work / f"{name}.pt").unlink(missing_ok=True)
     return measured

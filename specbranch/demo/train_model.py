@@ -62,7 +62,8 @@ class Attention(nn.Module):
         key = key.repeat_interleave(group, dim=1)
         value = heads(self.v_proj(hidden)).repeat_interleave(group, dim=1)
         out = F.scaled_dot_product_attention(query, key.to(query.dtype), value, is_causal=True)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        joined: torch.Tensor = self.o_proj(out.transpose(1, 2).reshape(batch, length, -1))
+        return joined
 
 
 class Mlp(nn.Module):
@@ -75,7 +76,8 @@ class Mlp(nn.Module):
         self.down_proj = nn.Linear(shape.intermediate_size, shape.hidden_size, bias=False)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        out: torch.Tensor = self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return out
 
 
 class Layer(nn.Module):
@@ -90,7 +92,8 @@ class Layer(nn.Module):
 
     def forward(self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         hidden = hidden + self.self_attn(self.input_layernorm(hidden), cos, sin)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden))
+        out: torch.Tensor = hidden + self.mlp(self.post_attention_layernorm(hidden))
+        return out
 
 
 class Llama(nn.Module):

@@ -1,4 +1,4 @@
-"""What the engine asks of a model: a ``CausalLM`` that makes states, and states that grow a tree."""
+"""What the engine asks of a model: a ``CausalLM`` makes states, and a state grows a tree."""
 
 from __future__ import annotations
 

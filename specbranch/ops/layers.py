@@ -116,16 +116,18 @@ def silu_mul(gate_up: TensorLike, *, out: TensorLike | None = None) -> TensorLik
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight ``[N, K]`` in the layout of `linear`: panels of 16 outputs, ``[ceil(N / 16), K, 16]``.
+    """A weight ``[N, K]`` as `linear` wants it: panels of 16 outputs, ``[ceil(N / 16), K, 16]``.
 
-    Kept as bfloat16 where every weight is exactly a bfloat16 number, as those of a checkpoint stored
-    so are: half the bytes, bit for bit the same products. Otherwise float32.
+    Kept as bfloat16 where every weight is exactly a bfloat16 number, as those of a checkpoint
+    stored so are: half the bytes, bit for bit the same products. Otherwise float32.
 
     Raises:
         TypeError, ValueError: not a floating point torch tensor with two dimensions.
     """
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight was {type(weight).__name__}, must be a floating point torch tensor")
+        raise TypeError(
+            f"weight was {type(weight).__name__}, must be a floating point torch tensor"
+        )
     if weight.dim() != 2:
         raise ValueError(f"weight had shape {list(weight.shape)}, must be [N, K]")
     narrow = weight.to(torch.bfloat16)

@@ -107,7 +107,7 @@ def test_fits_exactly_into_max_seq_len() -> None:
         engine = Engine(target, draft, policy=policy, gamma=8)
         result = engine.generate(PROMPT, SamplingParams(max_new_tokens=37, temperature=1.0))
         assert len(result.tokens) == 37
-        with pytest.raises(ValueError, match="max_new_tokens was 38 .* at most 40"):
+        with pytest.raises(ValueError, match=r"max_new_tokens was 38 .* at most 40"):
             engine.generate(PROMPT, SamplingParams(max_new_tokens=38))
 
 
@@ -323,7 +323,7 @@ def test_bad_engine_arguments(bad: dict, error: type[Exception], message: str) -
 
 
 def test_models_must_fit_together() -> None:
-    target, draft = _pair()
+    target, _ = _pair()
     with pytest.raises(ValueError, match="draft was None"):
         Engine(target)
     with pytest.raises(ValueError, match="draft has a vocabulary of 5 tokens"):
@@ -363,9 +363,10 @@ def test_text_and_stop_need_a_tokenizer() -> None:
     with pytest.raises(TypeError, match="params was dict"):
         Engine(target, draft).generate(PROMPT, {"temperature": 1})
     tensor = torch.tensor(PROMPT)
-    assert Engine(target, draft).generate(tensor).tokens == Engine(target, draft).generate(
-        PROMPT
-    ).tokens
+    assert (
+        Engine(target, draft).generate(tensor).tokens
+        == Engine(target, draft).generate(PROMPT).tokens
+    )
 
 
 def test_text_stream_holds_back_what_may_become_a_stop() -> None:
