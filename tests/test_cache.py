@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 
+from specbranch import ops
 from specbranch.cache import SlotCache
 
 
@@ -74,3 +75,16 @@ def test_wrong_rollback(length: int) -> None:
     with pytest.raises(ValueError, match=r"length was .* 0 \.\. 5"):
         cache.rollback(length)
     assert cache.length == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [([], []), ([0], []), ([0, 1, 2, 3], []), ([0, 1, 5], [1]), ([2, 3], [2]), ([0, 2, 3], [2])],
+)
+def test_only_what_is_out_of_place_moves(
+    path: list[int], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[int] = []
+    monkeypatch.setattr(ops, "kv_commit", lambda cache, slots, first, count: moves.append(count[0]))
+    filled().commit(path)
+    assert moves == expected

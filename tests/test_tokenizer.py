@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -162,3 +163,16 @@ def test_broken_file(tmp_path: Path, content: bytes) -> None:
 def test_text_must_be_a_string(tokenizer: Tokenizer) -> None:
     with pytest.raises(TypeError, match="text was bytes"):
         tokenizer.encode(b"abc")  # type: ignore[arg-type]
+
+
+def test_end_tokens(tmp_path: Path) -> None:
+    """Those of generation_config.json, or else of config.json."""
+    tokenizers.Tokenizer(models.BPE()).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).eos_token_ids == ()
+    for name, given, expected in (
+        ("config.json", 1, (1,)),
+        ("generation_config.json", None, (1,)),
+        ("generation_config.json", [0, 1], (0, 1)),
+    ):
+        (tmp_path / name).write_text(json.dumps({"eos_token_id": given}))
+        assert load_tokenizer(tmp_path / "tokenizer.json").eos_token_ids == expected

@@ -102,3 +102,18 @@ def test_truncate_and_clear() -> None:
     assert tree.parents == [-1, 0, 1, 2]
     tree.clear()
     assert len(tree) == 0 and tree.is_chain
+    tree.grow(3, [-1, 0, 0])
+    assert not tree.is_chain
+    tree.truncate(2)
+    assert tree.is_chain
+
+
+@pytest.mark.parametrize("parents", [[0, 1.0], [None]])
+def test_refused_parents_leave_the_tree_alone(parents: list[int]) -> None:
+    tree = SpeculationTree(8)
+    tree.grow(2, [-1, -1])
+    before = tree.bits(0).copy()
+    with pytest.raises(TypeError, match=r"parents was \[.*\]; it must hold integers"):
+        tree.grow(len(parents), parents)
+    assert (tree.parents, tree.depths) == ([-1, -1], [0, 0])
+    assert (tree.bits(0) == before).all()
