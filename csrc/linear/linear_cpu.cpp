@@ -32,7 +32,7 @@ SB_INLINE Vec16 load_weights(const float* source) { return *reinterpret_cast<con
 SB_INLINE Vec16 load_weights(const BFloat16* source) {
   const Half16 half = *reinterpret_cast<const LooseHalf16*>(source);
   const Bits16 bits = __builtin_convertvector(half, Bits16) << 16;
-  return reinterpret_cast<const Vec16&>(bits);
+  return (Vec16)bits;  // a vector cast keeps the bits
 }
 
 // Sums of one row and one panel, with bias, in the output's type; the last panel may be a part.
