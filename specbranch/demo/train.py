@@ -86,9 +86,12 @@ def encode_files(tokenizer: Tokenizer, paths: list[Path], seed: int) -> torch.Te
     return torch.tensor(pieces, dtype=torch.int32)
 
 
-def batches(tokens: torch.Tensor, budget: Budget, seed: int) -> Iterator[torch.Tensor]:
-    """Endless ``[batch, context + 1]`` windows; each epoch in a new order and at a new offset."""
-    rng = np.random.default_rng(seed)
+def batches(tokens: torch.Tensor, budget: Budget, first_step: int) -> Iterator[torch.Tensor]:
+    """Endless ``[batch, context + 1]`` windows; each epoch in a new order and at a new offset.
+
+    A run that is taken up at ``first_step`` gets an order of its own, not the first batches again.
+    """
+    rng = np.random.default_rng([budget.seed, first_step])
     width = budget.context + 1
     while True:
         offset = int(rng.integers(0, budget.context))
@@ -119,7 +122,7 @@ def learning_rate(progress: float, step: int, peak: float) -> float:
 def fit(
     model: Llama,
     loss_of: Callable[[torch.Tensor], torch.Tensor],
-    stream: Iterator[torch.Tensor],
+    stream_from: Callable[[int], Iterator[torch.Tensor]],
     minutes: float,
     peak: float,
     name: str,
@@ -133,6 +136,7 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
+    stream = stream_from(step)
     started = saved = time.monotonic()
     bar = tqdm(total=100, desc=name, unit="%", initial=int(100 * spent / (60 * minutes)))
     while (elapsed := spent + time.monotonic() - started) < 60 * minutes:
@@ -231,15 +235,18 @@ def train_pair(out: Path, work: Path, budget: Budget, root: Path | None = None) 
     log.info("%d files, %d tokens to train on", len(corpus.train), len(train))
 
     target = Llama(target_shape(vocab))
-    stream = batches(train, budget, budget.seed)
+
+    def stream_from(step: int) -> Iterator[torch.Tensor]:
+        return batches(train, budget, step)
+
     steps = {"target": fit(
-        target, cross_entropy(target), stream, budget.target_minutes, 3e-3, "target",
+        target, cross_entropy(target), stream_from, budget.target_minutes, 3e-3, "target",
         work / "target.pt",
     )}  # fmt: skip
     as_stored(target)
     draft = Llama(draft_shape(vocab))
     steps["draft"] = fit(
-        draft, distillation(draft, target), stream, budget.draft_minutes, 6e-3, "draft",
+        draft, distillation(draft, target), stream_from, budget.draft_minutes, 6e-3, "draft",
         work / "draft.pt",
     )  # fmt: skip
     as_stored(draft)
