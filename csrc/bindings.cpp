@@ -6,6 +6,7 @@
 #endif
 
 #include "bindings.h"
+#include "common/parallel.h"
 
 #ifndef SPECBRANCH_WITH_CUDA
 #define SPECBRANCH_WITH_CUDA 0
@@ -38,6 +39,7 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native kernels of SpecBranch; use them through specbranch.ops.";
   m.def("build_info", &build_info);
+  m.def("limit_threads", &specbranch::cpu::limit_threads);
   specbranch::register_cache_ops(m);
   specbranch::register_layer_ops(m);
   specbranch::register_sampling_ops(m);

@@ -9,7 +9,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from .lanes import Lanes, SerialLanes, ThreadLanes, intraop_threads
+from . import ops
+from .lanes import Lanes, SerialLanes, ThreadLanes
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy
 from .predictor import Predictor
@@ -234,7 +235,7 @@ class Engine:
         with self._round_lock:
             if self._uses_threads:
                 return work()
-            with intraop_threads(self._serial.threads):
+            with ops.limit_threads(self._serial.threads):
                 return work()
 
     # ------------------------------------------------------------------ opening a request

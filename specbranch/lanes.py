@@ -9,12 +9,11 @@ policies without overlap want and what makes a debugger's life easy.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Protocol, TypeVar
 
-import torch
+from . import ops
 
 TargetResult = TypeVar("TargetResult")
 DraftResult = TypeVar("DraftResult")
@@ -37,20 +36,6 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-@contextmanager
-def intraop_threads(count: int) -> Iterator[None]:
-    """Let torch use ``count`` threads inside, and what it used before outside."""
-    before = torch.get_num_threads()
-    if before == count:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class SerialLanes:
     """The draft first, then the target, on the caller's thread with ``threads`` cores."""
 
@@ -61,9 +46,14 @@ class SerialLanes:
         self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
     ) -> tuple[TargetResult, DraftResult]:
         """Run the draft, then the target."""
-        with intraop_threads(self.threads):
+        with ops.limit_threads(self.threads):
             drafted = draft()
             return target(), drafted
+
+
+def _on_one_core(work: Callable[[], DraftResult]) -> DraftResult:
+    with ops.limit_threads(1):
+        return work()
 
 
 class ThreadLanes:
@@ -71,17 +61,15 @@ class ThreadLanes:
 
     def __init__(self, threads: int | None = None) -> None:
         self.target_threads = max(1, (threads or num_cores()) - 1)
-        self._worker = ThreadPoolExecutor(
-            1, thread_name_prefix="specbranch-draft", initializer=lambda: torch.set_num_threads(1)
-        )
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="specbranch-draft")
 
     def run(
         self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
     ) -> tuple[TargetResult, DraftResult]:
         """Run both at the same time."""
-        future = self._worker.submit(draft)
+        future = self._worker.submit(_on_one_core, draft)
         try:
-            with intraop_threads(self.target_threads):
+            with ops.limit_threads(self.target_threads):
                 verified = target()
         finally:
             # Also when the target failed: its caches and the draft's must not change any more.

@@ -15,6 +15,7 @@ namespace {
 constexpr double kMicrosecondsPerThread = 20;  // about what it takes to wake a thread, and some
 
 bool forked = false;
+thread_local int thread_limit = 0;
 
 // Once, at load: a child runs everything on its one thread.
 const bool registered = [] {
@@ -26,11 +27,19 @@ const bool registered = [] {
 
 }  // namespace
 
+int limit_threads(int count) {
+  const int before = thread_limit;
+  thread_limit = count;
+  return before;
+}
+
 int threads_for(int64_t tasks, double microseconds) {
 #ifdef _OPENMP
   if (forked || !registered || omp_in_parallel()) return 1;
   const double useful = std::min<double>(microseconds / kMicrosecondsPerThread, static_cast<double>(tasks));
-  return useful < 2 ? 1 : static_cast<int>(std::min<double>(useful, omp_get_max_threads()));
+  if (useful < 2 || thread_limit == 1) return 1;
+  const int most = thread_limit > 0 ? thread_limit : omp_get_max_threads();
+  return static_cast<int>(std::min<double>(useful, most));
 #else
   (void)tasks, (void)microseconds;
   return 1;

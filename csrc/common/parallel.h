@@ -6,6 +6,10 @@
 
 namespace specbranch::cpu {
 
+// The most threads that ops called from this thread may use, 0 for all that OpenMP has; returns the limit before. Two
+// lanes that run at the same time share the cores by it.
+int limit_threads(int count);
+
 // How many threads to use for `tasks` independent tasks of `microseconds` in all.
 int threads_for(int64_t tasks, double microseconds);
 

@@ -4,6 +4,9 @@ Outputs are torch tensors where the first input is one, else NumPy arrays; every
 tensor takes `out=` and then allocates nothing. Sums are float32 or wider whatever the input dtype.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from specbranch import _C
 from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
 from specbranch.ops.cache import kv_commit, kv_write
@@ -37,6 +40,7 @@ __all__ = [
     "dense_mask",
     "kv_commit",
     "kv_write",
+    "limit_threads",
     "linear",
     "logit_cutoff",
     "pack_weight",
@@ -48,6 +52,21 @@ __all__ = [
     "verify",
     "verify_tree",
 ]
+
+
+@contextmanager
+def limit_threads(count: int) -> Iterator[None]:
+    """Inside, CPU ops called from this very thread use at most ``count`` threads; 0: all.
+
+    Torch's own setting is not touched: it is the whole process's, and changing it is slow.
+    """
+    if not isinstance(count, int) or count < 0:
+        raise ValueError(f"count was {count!r}, must be an integer >= 0")
+    before = _C.limit_threads(count)
+    try:
+        yield
+    finally:
+        _C.limit_threads(before)
 
 
 def backends() -> dict[str, bool]:
