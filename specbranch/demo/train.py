@@ -129,6 +129,8 @@ def fit(
     checkpoint: Path,
 ) -> int:
     """Train for ``minutes``; a checkpoint of an interrupted run is taken up. Returns the steps."""
+    if minutes <= 0:
+        return 0
     optimizer = optimizer_of(model, peak)
     step, spent = 0, 0.0
     if checkpoint.exists():
@@ -223,47 +225,79 @@ def as_stored(model: Llama) -> Llama:
 
 
 # ---------------------------------------------------------------------------- the whole of it
-def train_pair(out: Path, work: Path, budget: Budget, root: Path | None = None) -> Measured:
-    """Build everything from ``root`` into ``out``; ``work`` holds checkpoints."""
+@dataclass
+class Pair:
+    """What is being trained, and the steps that each model has had."""
+
+    tokenizer: Tokenizer
+    models: dict[str, Llama]
+    steps: dict[str, int]
+
+
+def new_pair(corpus: Corpus, budget: Budget, start: Path | None) -> Pair:
+    """Untrained models and a new tokenizer, or the pair in the directory ``start``."""
+    names = ("target", "draft")
+    if start is not None:
+        loaded = {name: Llama.load(start / name) for name in names}
+        return Pair(
+            Tokenizer.from_file(str(start / "target" / "tokenizer.json")),
+            {name: model for name, (model, _) in loaded.items()},
+            {name: steps for name, (_, steps) in loaded.items()},
+        )
+    tokenizer = train_tokenizer(corpus, budget.vocab)
+    vocab = tokenizer.get_vocab_size()
+    models = {"target": Llama(target_shape(vocab)), "draft": Llama(draft_shape(vocab))}
+    return Pair(tokenizer, models, dict.fromkeys(names, 0))
+
+
+def fit_pair(pair: Pair, tokens: torch.Tensor, work: Path, budget: Budget) -> None:
+    """Train the target, then distil the draft from it; both end as they are stored."""
+    target, draft = pair.models["target"], pair.models["draft"]
+
+    def fit_one(name: str, loss_of: Callable[[torch.Tensor], torch.Tensor], peak: float) -> None:
+        minutes = budget.target_minutes if name == "target" else budget.draft_minutes
+        before = pair.steps[name]
+
+        def stream_from(step: int) -> Iterator[torch.Tensor]:
+            return batches(tokens, budget, before + step)
+
+        model = pair.models[name]
+        pair.steps[name] += fit(
+            model, loss_of, stream_from, minutes, peak, name, work / f"{name}.pt"
+        )
+        as_stored(model)
+
+    fit_one("target", cross_entropy(target), 3e-3)
+    fit_one("draft", distillation(draft, target), 6e-3)
+
+
+def train_pair(
+    out: Path, work: Path, budget: Budget, root: Path | None = None, start: Path | None = None
+) -> Measured:
+    """Build everything from ``root`` into ``out``; ``work`` holds checkpoints.
+
+    ``start`` is the directory of a pair to go on from; 0 minutes keep a model as it is.
+    """
     torch.manual_seed(budget.seed)
     work.mkdir(parents=True, exist_ok=True)
     corpus = find_corpus(root)
-    tokenizer = train_tokenizer(corpus, budget.vocab)
-    vocab = tokenizer.get_vocab_size()
-    train = encode_files(tokenizer, corpus.train, budget.seed)
-    held_out = encode_files(tokenizer, corpus.held_out, budget.seed)
+    pair = new_pair(corpus, budget, start)
+    train = encode_files(pair.tokenizer, corpus.train, budget.seed)
+    held_out = encode_files(pair.tokenizer, corpus.held_out, budget.seed)
     log.info("%d files, %d tokens to train on", len(corpus.train), len(train))
-
-    target = Llama(target_shape(vocab))
-
-    def stream_from(step: int) -> Iterator[torch.Tensor]:
-        return batches(train, budget, step)
-
-    steps = {"target": fit(
-        target, cross_entropy(target), stream_from, budget.target_minutes, 3e-3, "target",
-        work / "target.pt",
-    )}  # fmt: skip
-    as_stored(target)
-    draft = Llama(draft_shape(vocab))
-    steps["draft"] = fit(
-        draft, distillation(draft, target), stream_from, budget.draft_minutes, 6e-3, "draft",
-        work / "draft.pt",
-    )  # fmt: skip
-    as_stored(draft)
-
-    end = end_of_text(tokenizer)
-    for name, model in (("target", target), ("draft", draft)):
-        model.save(out / name, end)
-        tokenizer.save(str(out / name / "tokenizer.json"))
+    fit_pair(pair, train, work, budget)
+    for name, model in pair.models.items():
+        model.save(out / name, end_of_text(pair.tokenizer), pair.steps[name])
+        pair.tokenizer.save(str(out / name / "tokenizer.json"))
     num_bytes = sum(len(read_text(path).encode()) for path in corpus.held_out)
-    measured = measure(target, draft, held_out, num_bytes)
+    measured = measure(pair.models["target"], pair.models["draft"], held_out, num_bytes)
     data = {
         "train": (len(corpus.train), len(train)),
         "held-out": (len(corpus.held_out), len(held_out)),
     }
-    sizes = {"target": num_parameters(target), "draft": num_parameters(draft)}
-    write_card(out / "MODEL_CARD.md", measured, sizes, data, steps, asdict(budget))
-    for name in ("target", "draft"):
+    sizes = {name: num_parameters(model) for name, model in pair.models.items()}
+    write_card(out / "MODEL_CARD.md", measured, sizes, data, pair.steps, asdict(budget))
+    for name in pair.models:
         (work / f"{name}.pt").unlink(missing_ok=True)
     return measured
 
@@ -273,6 +307,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train SpecBranch's demo pair.")
     parser.add_argument("--out", type=Path, default=Path("demo-pair"))
     parser.add_argument("--work", type=Path, default=Path("demo-work"), help="checkpoints")
+    parser.add_argument("--start", type=Path, help="directory of a pair to go on from")
     parser.add_argument("--fresh", action="store_true", help="forget an interrupted run")
     for name, value in asdict(Budget()).items():
         kind = type(value)
@@ -285,12 +320,13 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     options = vars(parse(argv))
     out, work, fresh = options.pop("out"), options.pop("work"), options.pop("fresh")
+    start = options.pop("start")
     budget = Budget(**options)
     if fresh:
         shutil.rmtree(work, ignore_errors=True)
     if budget.threads:
         torch.set_num_threads(budget.threads)
-    log.info("%s", train_pair(out, work, budget))
+    log.info("%s", train_pair(out, work, budget, start=start))
 
 
 if __name__ == "__main__":

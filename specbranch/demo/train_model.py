@@ -6,11 +6,12 @@ Parameter names are those of Hugging Face checkpoints, so that the state dict is
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
@@ -122,14 +123,29 @@ class Llama(nn.Module):
             hidden = layer(hidden, cos, sin)
         return F.linear(self.norm(hidden), self.embed_tokens.weight)
 
-    def save(self, folder: Path, eos_token_id: int) -> None:
+    @classmethod
+    def load(cls, folder: Path) -> tuple[Llama, int]:
+        """A model that ``save`` wrote, in float32, and the steps it was trained for."""
+        config = json.loads((folder / "config.json").read_text())
+        model = cls(Shape(**{field.name: config[field.name] for field in fields(Shape)}))
+        with safe_open(folder / "model.safetensors", framework="pt") as file:
+            steps = int((file.metadata() or {}).get("steps", 0))
+            state = {
+                name.removeprefix("model."): file.get_tensor(name).float() for name in file.keys()
+            }
+        model.load_state_dict(state)
+        return model, steps
+
+    def save(self, folder: Path, eos_token_id: int, steps: int = 0) -> None:
         """Write config.json and model.safetensors (bfloat16) as Hugging Face does."""
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"model.{name}": value.detach().to(torch.bfloat16).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            tensors, folder / "model.safetensors", metadata={"format": "pt", "steps": str(steps)}
+        )
         config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
