@@ -59,8 +59,8 @@ same training files.
     python -m specbranch.demo.train {flags}
 
 Target: {steps["target"]:,} steps ({steps["target"] * trained:,} tokens) of AdamW; draft: {steps["draft"]:,} steps
-({steps["draft"] * trained:,} tokens), KL divergence to the target. Budgets are minutes of wall time, so that a faster machine
-trains further. Machine: {cpu_name()}, {os.cpu_count()} cores, no GPU.
+({steps["draft"] * trained:,} tokens), KL divergence to the target. Steps are those of all runs where one was
+interrupted or gone on from (`--start`), the flags those of the last; minutes are wall time: a faster machine trains further. Machine: {cpu_name()}, {os.cpu_count()} cores, no GPU.
 
 ## Measured on the held-out files ({measured.tokens:,} tokens, windows of 512, float32)
 | | target | draft |

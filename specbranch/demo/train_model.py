@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 
@@ -130,9 +130,10 @@ class Llama(nn.Module):
         model = cls(Shape(**{field.name: config[field.name] for field in fields(Shape)}))
         with safe_open(folder / "model.safetensors", framework="pt") as file:
             steps = int((file.metadata() or {}).get("steps", 0))
-            state = {
-                name.removeprefix("model."): file.get_tensor(name).float() for name in file.keys()
-            }
+        state = {
+            name.removeprefix("model."): tensor.float()
+            for name, tensor in load_file(folder / "model.safetensors").items()
+        }
         model.load_state_dict(state)
         return model, steps
 
@@ -143,9 +144,8 @@ class Llama(nn.Module):
             f"model.{name}": value.detach().to(torch.bfloat16).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(
-            tensors, folder / "model.safetensors", metadata={"format": "pt", "steps": str(steps)}
-        )
+        metadata = {"format": "pt", "steps": str(steps)}
+        save_file(tensors, folder / "model.safetensors", metadata=metadata)
         config = {
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
