@@ -41,6 +41,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("build_info", &build_info);
   m.def("limit_threads", &specbranch::cpu::limit_threads);
   specbranch::register_cache_ops(m);
+  specbranch::register_decoder(m);
   specbranch::register_layer_ops(m);
   specbranch::register_sampling_ops(m);
 }

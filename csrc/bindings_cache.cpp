@@ -27,15 +27,6 @@ CacheLayer cache_layer(const TensorArg& cache) {
   return {cache.data(), cache.dtype(), cache.stride(0), cache.stride(1), cache.stride(2), cache.stride(3)};
 }
 
-namespace {
-
-void check_parents(const TensorArg& parents, int64_t N) {
-  const int32_t* values = parents.data<int32_t>();
-  for (int64_t i = 0; i < parents.numel(); ++i) {
-    if (values[i] < -1 || values[i] >= i % N) parents.fail_element(i, "-1 or the index of an earlier node");
-  }
-}
-
 void check_prefix(const TensorArg& prefix, int64_t N, int64_t S) {
   const int32_t* values = prefix.data<int32_t>();
   for (int64_t b = 0; b < prefix.numel(); ++b) {
@@ -56,6 +47,15 @@ void check_bits(const TensorArg& bits, const TensorArg& prefix, int64_t S) {
       if ((bits.data<uint32_t>()[row * W + word] & ~inside) == 0) continue;
       bits.fail_element(row * W + word, "without bits for slots from " + std::to_string(S) + " on, the cache's end");
     }
+  }
+}
+
+namespace {
+
+void check_parents(const TensorArg& parents, int64_t N) {
+  const int32_t* values = parents.data<int32_t>();
+  for (int64_t i = 0; i < parents.numel(); ++i) {
+    if (values[i] < -1 || values[i] >= i % N) parents.fail_element(i, "-1 or the index of an earlier node");
   }
 }
 

@@ -7,7 +7,6 @@
 namespace py = pybind11;
 
 namespace specbranch {
-namespace {
 
 void check_positions(const TensorArg& positions, int64_t P) {
   const int32_t* values = positions.data<int32_t>();
@@ -17,6 +16,8 @@ void check_positions(const TensorArg& positions, int64_t P) {
     }
   }
 }
+
+namespace {
 
 void rope_kv_write(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle positions_, py::handle slots_,
                    py::handle cache_, int64_t Hq, py::handle q_norm_, py::handle k_norm_, float eps, py::handle out_) {

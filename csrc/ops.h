@@ -195,7 +195,7 @@ struct LinearParams {
 
 // What it costs on one core, roughly: the weight's bytes for few rows, multiply-adds for many.
 inline double linear_microseconds(const LinearParams& p) {
-  return static_cast<double>(p.K * p.N) * (1.0 + 0.5 * static_cast<double>(p.rows)) * 1e-5;
+  return static_cast<double>(p.K * p.N) * (2.8 + 0.7 * static_cast<double>(p.rows)) * 1e-5;
 }
 
 // residual += delta (if given); out = residual / rms(residual) * weight.
@@ -217,6 +217,39 @@ struct SiluMulParams {
   void* out;            // [rows, F]
 };
 
+// All layers of a Llama decoder, batch 1: the ops above in a row.
+struct DecoderLinear {
+  DType dtype;  // of the weight
+  const void* weight;
+  const void* bias;
+};
+struct DecoderLayer {
+  const void* input_norm;
+  DecoderLinear qkv;
+  const void* q_norm;
+  const void* k_norm;
+  DecoderLinear out;
+  const void* mlp_norm;
+  DecoderLinear gate_up, down;
+};
+struct DecoderParams {
+  int64_t L, N, width, Hq, Hkv, S, D, F, P, W, K;
+  float eps, scale;
+  DType dtype;
+  const DecoderLayer* layers;     // [L]
+  const void* final_norm;         // [width]
+  const float* cos_table;         // [P, D/2]
+  const float* sin_table;         // [P, D/2]
+  void* residual;                 // in/out [N, width]: the embeddings, then the last layer's output
+  void* cache;                    // [L, 2, 1, Hkv, S, D]
+  const int32_t* positions;       // [N]
+  const int32_t* slots;           // [N]
+  const int32_t* prefix_length;   // [1]
+  const uint32_t* ancestor_bits;  // [N, W] or nullptr, as for tree_attention
+  void* hidden;                   // out [N, K, width], outputs of the last K layers; nullptr where K = 0
+  void* out;                      // out [N, width], normalised
+};
+
 // ---------------------------------------------------------------------------------------------- one run() per backend
 namespace cpu {
 void logit_cutoff(const LogitCutoffParams&);
@@ -232,6 +265,7 @@ void rope_kv_write(const RopeKvWriteParams&);
 void add_rms_norm(const AddRmsNormParams&);
 void silu_mul(const SiluMulParams&);
 void linear(const LinearParams&);
+void decoder(const DecoderParams&);
 }  // namespace cpu
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).

@@ -59,6 +59,34 @@ def add_rms_norm(
 def silu_mul(gate_up: _Tensor, out: _Tensor, /) -> None: ...
 def linear(x: _Tensor, weight: _Tensor, bias: _OptionalTensor, out: _Tensor, /) -> None: ...
 
+class Decoder:
+    def __init__(
+        self,
+        layers: list[tuple[Any, ...]],
+        final_norm: _Tensor,
+        cos_table: _Tensor,
+        sin_table: _Tensor,
+        num_q_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        inner_size: int,
+        eps: float,
+        /,
+    ) -> None: ...
+    def forward(
+        self,
+        residual: _Tensor,
+        cache: _Tensor,
+        positions: _Tensor,
+        slots: _Tensor,
+        prefix_length: _Tensor,
+        ancestor_bits: _OptionalTensor,
+        scale: float,
+        hidden: _OptionalTensor,
+        out: _Tensor,
+        /,
+    ) -> None: ...
+
 # sampling and verification
 def logit_cutoff(
     logits: _Tensor,

@@ -1,7 +1,7 @@
 """One lean decoder for the Llama family: Llama 2/3, Mistral, Qwen2, Qwen3, SmolLM, TinyLlama...
 
-Between the four matrix products of a layer stand four fused ops (``specbranch.ops``) and nothing
-else, because at batch 1 the number of calls is what a small model pays for.
+All layers are one native call (``ops.Decoder``): at batch 1 the number of calls is what a small
+model pays for, and two models on two threads must not queue for the interpreter lock.
 """
 
 from __future__ import annotations
@@ -37,6 +37,23 @@ class LayerWeights:
     gate_up: Linear  # [2F, d]
     down: Linear  # [d, F]
 
+    def tensors(self) -> ops.LayerTensors:
+        """The weights as the native decoder takes them."""
+        return ops.LayerTensors(
+            self.input_norm,
+            self.qkv.weight,
+            self.qkv.bias,
+            self.q_norm,
+            self.k_norm,
+            self.out.weight,
+            self.out.bias,
+            self.mlp_norm,
+            self.gate_up.weight,
+            self.gate_up.bias,
+            self.down.weight,
+            self.down.bias,
+        )
+
 
 class LlamaModel:
     """Weights and sizes; a ``CausalLM``."""
@@ -50,12 +67,7 @@ class LlamaModel:
         head: Linear,
     ) -> None:
         self.config = config
-        self.embedding, self.layers, self.final_norm, self.head = (
-            embedding,
-            layers,
-            final_norm,
-            head,
-        )
+        self.embedding, self.head = embedding, head
         self.vocab_size = config.vocab_size
         self.max_seq_len = config.max_seq_len
         self.device, self.dtype = embedding.device, embedding.dtype
@@ -64,7 +76,17 @@ class LlamaModel:
             torch.arange(config.max_seq_len, dtype=torch.float32),
             config.rope.frequencies(config.head_dim),
         )
-        self.cos, self.sin = angles.cos().contiguous(), angles.sin().contiguous()
+        self.decoder = ops.Decoder(
+            [layer.tensors() for layer in layers],
+            final_norm,
+            angles.cos().contiguous(),
+            angles.sin().contiguous(),
+            num_q_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            inner_size=config.intermediate_size,
+            eps=config.norm_eps,
+        )
 
     def new_state(self, max_seq_len: int, tree_slots: int) -> LlamaState:
         """An empty state.
@@ -85,12 +107,7 @@ class _Step:
     """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N."""
 
     def __init__(self, model: LlamaModel, count: int, words: int) -> None:
-        config, like = model.config, model.embedding
-        heads = (1, count, config.num_heads, config.head_dim)
-        self.normed = like.new_empty(count, config.hidden_size)
-        self.query, self.seen = like.new_empty(heads), like.new_empty(heads)
-        self.seen_rows = self.seen.view(count, config.num_heads * config.head_dim)
-        self.inner = like.new_empty(count, config.intermediate_size)
+        self.normed = model.embedding.new_empty(count, model.config.hidden_size)
         self.positions = torch.empty(1, count, dtype=torch.int32)
         self.slots = torch.empty(1, count, dtype=torch.int32)
         self.prefix = torch.empty(1, dtype=torch.int32)
@@ -246,40 +263,22 @@ class LlamaState:
         self, tokens: torch.Tensor, step: _Step, hidden_layers: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """All layers: final norm's output ``[N, d]``, and the last layers' ``[N, K, d]``."""
-        model, config = self._model, self._model.config
-        count, eps = len(tokens), config.norm_eps
+        model = self._model
         try:
             residual = F.embedding(tokens, model.embedding)
         except IndexError as error:
             raise ValueError(self._bad_ids(tokens)) from error
-        delta: torch.Tensor | None = None
-        kept: list[torch.Tensor] = []
-        first_kept = (
-            config.num_layers - hidden_layers
-        )  # the outputs of this layer and the next ones
-        for idx, (weights, cache) in enumerate(zip(model.layers, self.cache.layers, strict=True)):
-            if delta is not None and idx > first_kept:
-                kept.append(residual + delta)
-            ops.add_rms_norm(residual, weights.input_norm, delta, eps=eps, out=step.normed)
-            ops.rope_kv_write(
-                weights.qkv(step.normed).view(1, count, -1),
-                model.cos,
-                model.sin,
-                step.positions,
-                step.slots,
-                cache,
-                config.num_heads,
-                q_norm=weights.q_norm,
-                k_norm=weights.k_norm,
-                eps=eps,
-                out=step.query,
-            )
-            ops.tree_attention(step.query, cache, step.prefix, step.bits, out=step.seen)
-            delta = weights.out(step.seen_rows)
-            ops.add_rms_norm(residual, weights.mlp_norm, delta, eps=eps, out=step.normed)
-            delta = weights.down(ops.silu_mul(weights.gate_up(step.normed), out=step.inner))
-        ops.add_rms_norm(residual, model.final_norm, delta, eps=eps, out=step.normed)
-        if not hidden_layers:
-            return step.normed, None
-        # The norm above has added the last layer's delta to the residual.
-        return step.normed, torch.stack([*kept, residual], dim=1)
+        hidden = None
+        if hidden_layers:
+            hidden = residual.new_empty(len(tokens), hidden_layers, residual.shape[1])
+        model.decoder.forward(
+            residual,
+            self.cache.data,
+            step.positions,
+            step.slots,
+            step.prefix,
+            step.bits,
+            out=step.normed,
+            hidden=hidden,
+        )
+        return step.normed, hidden
