@@ -32,9 +32,9 @@ class Settings:
         verify: ``"rejection"`` sampling, or ``"coupled"`` Gumbel noise (same sequence as ``ar``).
     """
 
-    gamma: int = 4
-    k_max: int = 4
-    epsilon: float = 0.3
+    gamma: int = 3
+    k_max: int = 3
+    epsilon: float = 0.1
     draft_stage: str = "overlap"
     verify: str = "rejection"
 

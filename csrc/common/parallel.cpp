@@ -12,7 +12,7 @@
 namespace specbranch::cpu {
 namespace {
 
-constexpr double kMicrosecondsPerThread = 10;  // several times what it takes to start a spinning thread
+constexpr double kMicrosecondsPerThread = 5;  // a few times what it takes to start a spinning thread
 
 bool forked = false;
 thread_local int thread_limit = 0;
