@@ -2,9 +2,11 @@
 //
 //   for each layer: x += attention(norm(x)); x += mlp(norm(x));  out = norm(x)
 //
-// Layout: residual [N, d] in and out; cache [L, 2, B, Hkv, S, D] contiguous, B = 1; hidden [N, K, d], the last K layers'
+// Layout: residual [N, d] in and out; cache [L, 2, B, Hkv, S, D] contiguous, B = 1; hidden [N, K, d], the last K
+// layers'
 //         outputs.
-// Why:    not for its arithmetic, which is that of the ops, bit for bit, but because it needs no Python between them: two
+// Why:    not for its arithmetic, which is that of the ops, bit for bit, but because it needs no Python between them:
+// two
 //         lanes that take turns with the interpreter lock dozens of times a forward do not run at the same time.
 // Bound:  the weights' bytes for few tokens.
 #include <cstring>
@@ -83,7 +85,8 @@ class Pass {
     const int64_t idx = layer - (p_.L - p_.K), row = p_.width * bytes_;
     if (idx < 0) return;
     for (int64_t n = 0; n < p_.N; ++n) {
-      std::memcpy(static_cast<char*>(p_.hidden) + (n * p_.K + idx) * row, static_cast<char*>(p_.residual) + n * row, row);
+      std::memcpy(static_cast<char*>(p_.hidden) + (n * p_.K + idx) * row, static_cast<char*>(p_.residual) + n * row,
+                  row);
     }
   }
 
