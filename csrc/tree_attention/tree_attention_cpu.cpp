@@ -34,7 +34,7 @@ typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias)
 // Thread-local, grown once: no allocation in the steady state.
 struct Scratch {
   std::vector<float> queries, sums, keys, values;
-  float max[kRows], total[kRows], scores[kBlock];
+  float max[kRows], total[kRows], scores[2][kBlock];
 };
 
 struct Task {
@@ -96,6 +96,29 @@ SB_INLINE void add_values(const float* weights, const float* values, int64_t str
   for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums + i * kWidth) = total[i];
 }
 
+// The same for two rows at once, which share the values' loads and do not wait for each other's sums; each row's sums
+// are those of add_values, bit for bit.
+template <int kVectors>
+SB_INLINE void add_values_of_two(const float* const* weights, const float* values, int64_t stride, int64_t count,
+                                 const float* decay, float* const* sums) {
+  Vec total[2][kVectors];
+  for (int r = 0; r < 2; ++r) {
+    for (int i = 0; i < kVectors; ++i) total[r][i] = *reinterpret_cast<const Vec*>(sums[r] + i * kWidth) * decay[r];
+  }
+  for (int64_t s = 0; s < count; ++s) {
+    if (weights[0][s] == 0.0f && weights[1][s] == 0.0f) continue;
+    Vec value[kVectors];
+    for (int i = 0; i < kVectors; ++i) value[i] = *reinterpret_cast<const Vec*>(values + s * stride + i * kWidth);
+    for (int r = 0; r < 2; ++r) {
+      if (weights[r][s] == 0.0f) continue;
+      for (int i = 0; i < kVectors; ++i) total[r][i] += weights[r][s] * value[i];
+    }
+  }
+  for (int r = 0; r < 2; ++r) {
+    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums[r] + i * kWidth) = total[r][i];
+  }
+}
+
 // One past the last tree slot that a row's node sees.
 SB_INLINE int64_t tree_end(const Task& task, int64_t row) {
   if (task.p.ancestor_bits == nullptr) return task.node(row) + 1;
@@ -145,11 +168,11 @@ SB_INLINE float max_of(const float* scores, int64_t count) {
   return max;
 }
 
-// One query row meets one block of slots.
-SB_INLINE void attend_block(const Task& task, int64_t row, int64_t start, int64_t count, const float* keys,
-                            const float* values, int64_t stride) {
+// Weights of one query row over one block of slots, from its scores; returns the decay of what the row has summed
+// before.
+SB_INLINE float weigh_block(const Task& task, int64_t row, int64_t start, int64_t count, const float* keys,
+                            int64_t stride, float* scores) {
   Scratch& scratch = task.scratch;
-  float* scores = scratch.scores;
   dot_products(scratch.queries.data() + row * task.width, keys, stride, count, task.width, scores);
   mask_scores(task, row, start, count, scores);
   const float max = std::max(scratch.max[row], max_of(scores, count));
@@ -158,12 +181,51 @@ SB_INLINE void attend_block(const Task& task, int64_t row, int64_t start, int64_
   const float decay = exp_nonpositive(scratch.max[row] - base);
   scratch.total[row] = scratch.total[row] * decay + weigh(scores, count, base);
   scratch.max[row] = max;
-  float* sums = scratch.sums.data() + row * task.width;
+  return decay;
+}
+
+SB_INLINE void add_block(const Task& task, const float* weights, const float* values, int64_t stride, int64_t count,
+                         float decay, float* sums) {
   int64_t d = 0;
   for (; d + 4 * kWidth <= task.width; d += 4 * kWidth) {
-    add_values<4>(scores, values + d, stride, count, decay, sums + d);
+    add_values<4>(weights, values + d, stride, count, decay, sums + d);
   }
-  for (; d < task.width; d += kWidth) add_values<1>(scores, values + d, stride, count, decay, sums + d);
+  for (; d < task.width; d += kWidth) add_values<1>(weights, values + d, stride, count, decay, sums + d);
+}
+
+// Two query rows, one behind the other, meet one block of slots; what only one of them sees comes last.
+SB_INLINE void attend_two(const Task& task, int64_t row, int64_t start, const int64_t* count, const float* keys,
+                          const float* values, int64_t stride) {
+  const float* weights[2];
+  float* sums[2];
+  float decay[2];
+  for (int r = 0; r < 2; ++r) {
+    float* scores = task.scratch.scores[r];
+    decay[r] = weigh_block(task, row + r, start, count[r], keys, stride, scores);
+    weights[r] = scores;
+    sums[r] = task.scratch.sums.data() + (row + r) * task.width;
+  }
+  const int64_t both = std::min(count[0], count[1]);
+  int64_t d = 0;
+  for (; d + 4 * kWidth <= task.width; d += 4 * kWidth) {
+    float* const at[2] = {sums[0] + d, sums[1] + d};
+    add_values_of_two<4>(weights, values + d, stride, both, decay, at);
+  }
+  for (; d < task.width; d += kWidth) {
+    float* const at[2] = {sums[0] + d, sums[1] + d};
+    add_values_of_two<1>(weights, values + d, stride, both, decay, at);
+  }
+  for (int r = 0; r < 2; ++r) {
+    if (count[r] == both) continue;
+    add_block(task, weights[r] + both, values + both * stride, stride, count[r] - both, 1.0f, sums[r]);
+  }
+}
+
+SB_INLINE void attend_one(const Task& task, int64_t row, int64_t start, int64_t count, const float* keys,
+                          const float* values, int64_t stride) {
+  float* scores = task.scratch.scores[0];
+  const float decay = weigh_block(task, row, start, count, keys, stride, scores);
+  add_block(task, scores, values, stride, count, decay, task.scratch.sums.data() + row * task.width);
 }
 
 // A block of keys or values as float32, padded with zeros to whole vectors; in place where it is so already.
@@ -228,8 +290,14 @@ SB_INLINE void attend(const Task& task) {
     }
     const int64_t stride = in_place ? cache.slot_stride : task.width;
     for (int64_t row = 0; row < task.num_rows; ++row) {
-      const int64_t visible = std::min(count, prefix + tree_end(task, row) - start);
-      if (visible > 0) attend_block(task, row, start, visible, key_block, value_block, stride);
+      const int64_t visible[2] = {
+          std::min(count, prefix + tree_end(task, row) - start),
+          row + 1 < task.num_rows ? std::min(count, prefix + tree_end(task, row + 1) - start) : 0};
+      if (visible[0] > 0 && visible[1] > 0) {
+        attend_two(task, row++, start, visible, key_block, value_block, stride);
+      } else if (visible[0] > 0) {
+        attend_one(task, row, start, visible[0], key_block, value_block, stride);
+      }
     }
   }
   finish<T>(task);
