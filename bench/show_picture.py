@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "show.svg")
     parser.add_argument("prompt", nargs="?", default="def quicksort(items):")
     args, flags = parser.parse_known_args()
-    flags = flags or ["--max-new-tokens", "128"]
+    flags = flags or ["--max-new-tokens", "128", "--temperature", "0.7", "--seed", "2"]
     command = ["generate", args.prompt, *flags, "--show", "--stats"]
     done = subprocess.run(
         [sys.executable, "-m", "specbranch", *command], capture_output=True, text=True
