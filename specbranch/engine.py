@@ -141,19 +141,18 @@ class Engine:
             "verify": verify,
         }
         self.settings = Settings(**{key: val for key, val in given.items() if val is not None})  # type: ignore[arg-type]
-        needs_draft = self._new_policy(policy, predictor).needs_draft
-        if needs_draft and draft is None:
+        method = self._new_policy(policy, predictor)
+        if method.needs_draft and draft is None:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
-        self.target, self.draft = target, draft if needs_draft else None
+        self.target, self.draft = target, draft if method.needs_draft else None
         self.tokenizer, self.policy, self.predictor = tokenizer, policy, predictor
         _check_vocabularies(target, self.draft, tokenizer)
         self.max_seq_len = self._max_seq_len(max_seq_len)
         if threads is not None:
             check_int("threads", threads, 1)
         self._serial = SerialLanes(threads)
-        overlaps = self._new_policy(policy, predictor).overlaps
-        self.lanes: Lanes = lanes or (ThreadLanes(threads) if overlaps else self._serial)
-        self._uses_threads = overlaps and not isinstance(self.lanes, SerialLanes)
+        self.lanes: Lanes = lanes or (ThreadLanes(threads) if method.overlaps else self._serial)
+        self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
         self._round_lock = threading.Lock()
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
