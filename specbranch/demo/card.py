@@ -42,7 +42,11 @@ def write_card(
     budget: dict[str, float],
 ) -> None:
     """Write the card; ``data`` maps a split to its files and tokens."""
-    flags = " ".join(f"--{key.replace('_', '-')} {value}" for key, value in budget.items())
+    flags = " ".join(
+        f"--{key.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for key, value in budget.items()
+        if value is not False
+    )
     trained = budget["batch"] * budget["context"]
     text = f"""# SpecBranch demo pair
 
@@ -58,7 +62,7 @@ same training files.
 ## Training
     python -m specbranch.demo.train {flags}
 
-Target: {steps["target"]:,} steps ({steps["target"] * trained:,} tokens) of AdamW; draft: {steps["draft"]:,} steps
+Target: {steps["target"]:,} steps ({steps["target"] * trained:,} tokens) of Muon and AdamW; draft: {steps["draft"]:,} steps
 ({steps["draft"] * trained:,} tokens), KL divergence to the target. Steps are those of all runs where one was
 interrupted or gone on from (`--start`), the flags those of the last; minutes are wall time: a faster machine trains further. Machine: {cpu_name()}, {os.cpu_count()} cores, no GPU.
 
