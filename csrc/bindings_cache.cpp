@@ -4,11 +4,9 @@
 
 #include "bindings.h"
 #include "bindings_checks.h"
+#include "common/backend.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
-#if SPECBRANCH_WITH_CUDA
-#include "common/device.h"
-#endif
 
 namespace py = pybind11;
 
@@ -127,19 +125,6 @@ void kv_write(py::handle key_, py::handle value_, py::handle slots_, py::handle 
   run(static_cast<double>(key.numel()) * 2e-4, [&] { cpu::kv_write(params); });
 }
 
-void commit_on_cuda(const KvCommitParams& params, const TensorArg& cache, py::handle stream) {
-#if SPECBRANCH_WITH_CUDA
-  cuda::require_driver();
-  if (!cache.on_cuda()) cache.fail_value("was on cpu, must be on cuda for backend \"cuda\"");
-  const cuda::DeviceGuard guard(cache.device_id());
-  cuda::kv_commit(params,
-                  stream.is_none() ? cache.current_stream() : reinterpret_cast<void*>(stream.cast<uintptr_t>()));
-#else
-  (void)params, (void)cache, (void)stream;
-  throw std::runtime_error("backend \"cuda\" is not in this build: rebuild with nvcc and SPECBRANCH_CUDA=ON");
-#endif
-}
-
 void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::handle length_, py::handle backend_,
                py::handle stream_) {
   TensorArg cache("cache", cache_, kFloating, "[L, 2, B, Hkv, S, D]", kWritable | kAnyDevice);
@@ -151,7 +136,8 @@ void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::han
   source.sizes({B, source.size(1)});
   start.sizes({B});
   length.sizes({B});
-  for (const TensorArg* index : {&source, &start, &length}) index->same_device(cache);
+  const Backend backend(backend_, stream_, {&cache, &source, &start, &length});
+  if (backend.on_cpu()) check_commit(source, start, length, S);
   KvCommitParams params{L,
                         B,
                         source.size(1),
@@ -163,18 +149,8 @@ void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::han
                         source.data<int32_t>(),
                         start.data<int32_t>(),
                         length.data<int32_t>()};
-  const std::string backend = !backend_.is_none() ? backend_.cast<std::string>() : cache.on_cuda() ? "cuda" : "cpu";
-  if (backend == "cuda") return commit_on_cuda(params, cache, stream_);
-  if (cache.on_cuda()) cache.fail_value("was on cuda, must be on cpu for backend \"" + backend + "\"");
-  check_commit(source, start, length, S);
   const double microseconds = static_cast<double>(L * 2 * source.numel() * Hkv * D) * 2e-4;
-  if (backend == "cpu") return run(microseconds, [&] { cpu::kv_commit(params); });
-  using simt::Order;
-  if (backend == "simt") return simt::kv_commit(params, Order::kForward);
-  if (backend == "simt:reverse") return simt::kv_commit(params, Order::kReverse);
-  if (backend == "simt:random") return simt::kv_commit(params, Order::kRandom);
-  throw py::value_error("backend was \"" + backend +
-                        "\", must be \"cpu\", \"simt\", \"simt:reverse\", \"simt:random\" or \"cuda\"");
+  backend.run(microseconds, params, SB_BACKENDS(kv_commit));
 }
 
 }  // namespace

@@ -9,12 +9,11 @@
 //         byte: no barrier is needed, and as sources ascend and are never before their destinations, nothing is
 //         overwritten before it has moved.
 // Bound:  by latency (a dozen kilobytes per layer), hence one launch.
-// Compiled by nvcc (kv_commit.cu) and, against simt/simt.h, by g++ (kv_commit_simt.cpp).
 #pragma once
 
-#include "ops.h"
+#include "common/gpu.h"
 
-namespace specbranch {
+namespace specbranch::SB_GPU {
 
 constexpr int kCommitThreads = 256;
 
@@ -43,20 +42,24 @@ struct alignas(16) Unit16 {
   uint32_t words[4];
 };
 
-// Calls launch(Unit*, shape, blocks) with the widest unit that divides a slot.
-template <typename Launch>
-void with_commit_units(const KvCommitParams& p, const Launch& launch) {
-  const int64_t bytes = p.D * (p.dtype == DType::kFloat32 ? 4 : 2);
-  const auto go = [&](auto* cache) {
-    const int64_t units = bytes / static_cast<int64_t>(sizeof(*cache)), columns = p.L * 2 * p.B * p.Hkv * units;
-    const CommitShape shape{columns, units, p.Hkv, p.B, p.S, p.M};
-    const auto blocks = static_cast<unsigned>((columns + kCommitThreads - 1) / kCommitThreads);
-    if (blocks > 0 && p.M > 0) launch(cache, shape, blocks);
-  };
-  const bool aligned = reinterpret_cast<uintptr_t>(p.cache) % 16 == 0;
-  if (aligned && bytes % 16 == 0) return go(static_cast<Unit16*>(p.cache));
-  if (reinterpret_cast<uintptr_t>(p.cache) % 4 == 0 && bytes % 4 == 0) return go(static_cast<uint32_t*>(p.cache));
-  go(static_cast<uint16_t*>(p.cache));
+template <typename Unit>
+void commit_units(const KvCommitParams& p, Stream stream) {
+  const int64_t units = p.D * element_size(p.dtype) / static_cast<int64_t>(sizeof(Unit));
+  const CommitShape shape{p.L * 2 * p.B * p.Hkv * units, units, p.Hkv, p.B, p.S, p.M};
+  if (shape.columns == 0 || p.M == 0) return;
+  launch(kv_commit_kernel<Unit>, dim3(static_cast<unsigned>(ceil_div(shape.columns, kCommitThreads))),
+         dim3(kCommitThreads), 0, stream, shape, static_cast<Unit*>(p.cache), p.source_slots, p.dst_start, p.length);
 }
 
-}  // namespace specbranch
+// In the widest unit that divides a slot and to which the cache is aligned.
+inline void run_kv_commit(const KvCommitParams& p, Stream stream) {
+  const auto fits = [&](uint64_t bytes) {
+    return reinterpret_cast<uintptr_t>(p.cache) % bytes == 0 &&
+           static_cast<uint64_t>(p.D * element_size(p.dtype)) % bytes == 0;
+  };
+  if (fits(sizeof(Unit16))) return commit_units<Unit16>(p, stream);
+  if (fits(sizeof(uint32_t))) return commit_units<uint32_t>(p, stream);
+  commit_units<uint16_t>(p, stream);
+}
+
+}  // namespace specbranch::SB_GPU
