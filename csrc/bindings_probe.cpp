@@ -1,8 +1,11 @@
 // Probes for tests: the random source and the arithmetic that every decision rests on, value by value. Not part of
 // specbranch.ops.
+#include <pybind11/stl.h>
+
 #include "bindings.h"
 #include "common/gumbel.h"
 #include "common/tensor_arg.h"
+#include "simt/probes.h"
 
 namespace py = pybind11;
 
@@ -43,6 +46,11 @@ void register_probes(py::module_& m) {
     return uniform(seed, position, lane, purpose);
   });
   probe.def("gumbel_row", &gumbel_row);
+  probe.def("simt_run",
+            [](const std::string& name, int order) { return simt::run_probe(name, static_cast<simt::Order>(order)); });
+  probe.def("simt_sum", [](const std::vector<float>& values, unsigned threads, int order) {
+    return simt::sum_on_grid(values, threads, static_cast<simt::Order>(order));
+  });
   probe.def("exp_nonpositive", &apply<exp_value>);
   probe.def("log_positive", &apply<log_value>);
   probe.def("log1p_negative", &apply<log1p_value>);

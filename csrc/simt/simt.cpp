@@ -43,9 +43,8 @@ __attribute__((naked, noinline)) void switch_stacks(void** /*save: rdi*/, void* 
 }
 
 void make_context(Context* context, char* stack, size_t bytes) {
-  // Top of the stack: a null return address (keeps enter_fiber's frame aligned), enter_fiber, six registers.
+  // Top of the stack: a null return address for enter_fiber (which aligns its frame), enter_fiber, six registers.
   void** top = reinterpret_cast<void**>(stack + bytes);
-  *--top = nullptr;
   *--top = nullptr;
   *--top = reinterpret_cast<void*>(&enter_fiber);
   for (int i = 0; i < 6; ++i) *--top = nullptr;
