@@ -1,4 +1,5 @@
 // The decoder: weights are checked and kept once, a forward passes what changes.
+#include <string>
 #include <vector>
 
 #include "bindings.h"
@@ -68,6 +69,9 @@ class Decoder {
     cpu::decoder(p);
   }
 
+  const DecoderParams& params() const { return p_; }
+  Types type() const { return type_; }
+
  private:
   // The memory of a tensor that lives as long as this object.
   const void* keep(py::handle object, const TensorArg& tensor) {
@@ -106,12 +110,97 @@ class Decoder {
   std::vector<py::object> kept_;
 };
 
+// A decoder with its embedding and head, which can take several steps by itself.
+class Drafter {
+ public:
+  Drafter(const Decoder& decoder, py::handle embedding_, py::handle head_, py::handle bias_, float scale) {
+    p_.decoder = decoder.params();
+    p_.decoder.scale = scale;
+    TensorArg embedding("embedding", embedding_, decoder.type(), "[V, d]");
+    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 16), d, 16]");
+    TensorArg bias("head_bias", bias_, decoder.type(), "[V]", kOptional);
+    p_.V = embedding.size(0);
+    embedding.sizes({p_.V, p_.decoder.width});
+    head.sizes({(p_.V + 15) / 16, p_.decoder.width, 16});
+    bias.sizes({p_.V});
+    p_.embedding = embedding.data();
+    p_.head = {head.dtype(), head.data(), bias.data()};
+    type_ = decoder.type();
+    for (const py::handle object : {embedding_, head_, bias_}) {
+      kept_.push_back(py::reinterpret_borrow<py::object>(object));
+    }
+  }
+
+  // Returns how many steps were taken.
+  int64_t draft(py::handle cache_, py::handle tokens_, int32_t prefix, int64_t branches, int64_t steps, bool gumbel,
+                float temperature, int32_t top_k, float top_p, float min_p, int64_t seed, int64_t position,
+                float stop_below, py::handle logits_, py::handle cutoff_, py::handle drawn_,
+                py::handle confidence_) const {
+    DraftParams p = p_;
+    TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
+    TensorArg tokens("tokens", tokens_, kInt64, "[n]");
+    TensorArg logits("out logits", logits_, type_, "[steps, R, V]", kWritable);
+    TensorArg cutoff("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
+    TensorArg drawn("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
+    TensorArg confidence("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
+    p.decoder.S = cache.size(4);
+    cache.sizes({p.decoder.L, 2, 1, p.decoder.Hkv, p.decoder.S, p.decoder.D});
+    p.inputs = tokens.size(0), p.branches = branches, p.steps = steps, p.R = logits.size(1), p.prefix = prefix;
+    logits.sizes({logits.size(0), p.R, p.V});
+    for (const TensorArg* arg : {&cutoff, &drawn, &confidence}) arg->sizes({logits.size(0), p.R});
+    check(p, tokens, logits);
+    p.decoder.cache = cache.data(), p.tokens = tokens.data<int64_t>();
+    p.draw = gumbel ? Draw::kGumbel : Draw::kInverseCdf;
+    p.temperature = temperature, p.top_k = top_k, p.top_p = top_p, p.min_p = min_p;
+    p.cut = top_k > 0 || top_p < 1.0f || min_p > 0.0f;
+    p.seed = seed, p.position = position, p.stop_below = stop_below;
+    p.logits = logits.data(), p.cutoff = cutoff.data<float>(), p.drawn = drawn.data<int32_t>();
+    p.confidence = confidence.data<float>();
+    int64_t num_steps = 0;
+    p.num_steps = &num_steps;
+    {
+      py::gil_scoped_release release;
+      cpu::draft(p);
+    }
+    return num_steps;
+  }
+
+ private:
+  static void check(const DraftParams& p, const TensorArg& tokens, const TensorArg& logits) {
+    if (p.inputs < 1 || p.branches < 1 || (p.branches > 1 && p.branches != p.inputs)) {
+      tokens.fail_value("had " + std::to_string(p.inputs) + " entries for " + std::to_string(p.branches) +
+                        " branches, must have one a branch (or any number, at least 1, for one branch)");
+    }
+    if (p.steps < 0 || p.steps > logits.size(0) || p.branches > p.R) {
+      logits.fail_value("had no room for " + std::to_string(p.steps) + " steps of " + std::to_string(p.branches));
+    }
+    for (int64_t i = 0; i < p.inputs; ++i) {
+      const int64_t token = tokens.data<int64_t>()[i];
+      if (token >= 0 && token < p.V) continue;
+      tokens.fail_value("had " + std::to_string(token) + " at [" + std::to_string(i) + "], must be in 0.." +
+                        std::to_string(p.V - 1));
+    }
+    const int64_t last = p.branches == 1 ? p.inputs + p.steps - 1 : p.branches * p.steps;
+    if (p.prefix < 0 || p.prefix + last > p.decoder.S || p.prefix + p.inputs / p.branches + p.steps > p.decoder.P + 1) {
+      tokens.fail_value("would reach slot " + std::to_string(p.prefix + last - 1) + ", must fit into " +
+                        std::to_string(p.decoder.S) + " slots and " + std::to_string(p.decoder.P) + " positions");
+    }
+  }
+
+  DraftParams p_{};
+  Types type_;
+  std::vector<py::object> kept_;
+};
+
 }  // namespace
 
 void register_decoder(py::module_& m) {
   py::class_<Decoder>(m, "Decoder")
       .def(py::init<const py::list&, py::handle, py::handle, py::handle, int64_t, int64_t, int64_t, int64_t, float>())
       .def("forward", &Decoder::forward);
+  py::class_<Drafter>(m, "Drafter")
+      .def(py::init<const Decoder&, py::handle, py::handle, py::handle, float>(), py::keep_alive<1, 2>())
+      .def("draft", &Drafter::draft);
 }
 
 }  // namespace specbranch

@@ -250,6 +250,31 @@ struct DecoderParams {
   void* out;                      // out [N, width], normalised
 };
 
+// Several steps of a decoder in one call, each drawing the tokens that the next one reads. Step 0 runs `inputs` tokens and
+// draws from the last `branches` of them; every later step runs one token a branch.
+// branches = 1: the tokens are a chain behind the prefix. branches > 1 (inputs = branches): each is a branch of its own
+// that sees the prefix and itself; step s of branch r lies in slot prefix + s * branches + r.
+struct DraftParams {
+  DecoderParams decoder;     // weights and cache; what varies with the tokens is filled in by the op
+  const void* embedding;     // [V, width], decoder.dtype
+  DecoderLinear head;        // V outputs
+  int64_t V, inputs, branches, steps, R;  // R >= branches: rows a step has in the outputs
+  int32_t prefix;            // slots 0..prefix-1 hold it; the first input has this position, too
+  const int64_t* tokens;     // [inputs]
+  Draw draw;                 // sampling: as for `sample` and `logit_cutoff`, the same for all rows; lane = branch
+  float temperature;
+  bool cut;                  // top_k, top_p, min_p are in use
+  int32_t top_k;
+  float top_p, min_p;
+  int64_t seed, position;    // position of the tokens that step 0 draws
+  float stop_below;          // ends after the step by which every branch has met a lower confidence
+  void* logits;              // out [steps, R, V], decoder.dtype: what step s drew from
+  float* cutoff;             // out [steps, R], if cut
+  int32_t* drawn;            // out [steps, R]; -1: bad row (and the last step)
+  float* confidence;         // out [steps, R]: max probability
+  int64_t* num_steps;        // out [1]
+};
+
 // ---------------------------------------------------------------------------------------------- one run() per backend
 namespace cpu {
 void logit_cutoff(const LogitCutoffParams&);
@@ -266,6 +291,7 @@ void add_rms_norm(const AddRmsNormParams&);
 void silu_mul(const SiluMulParams&);
 void linear(const LinearParams&);
 void decoder(const DecoderParams&);
+void draft(const DraftParams&);
 }  // namespace cpu
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).

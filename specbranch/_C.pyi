@@ -160,3 +160,35 @@ def verify_tree(
     next_token: _Tensor,
     /,
 ) -> None: ...
+
+class Drafter:
+    def __init__(
+        self,
+        decoder: Decoder,
+        embedding: _Tensor,
+        head: _Tensor,
+        head_bias: _OptionalTensor,
+        scale: float,
+        /,
+    ) -> None: ...
+    def draft(
+        self,
+        cache: _Tensor,
+        tokens: _Tensor,
+        prefix: int,
+        branches: int,
+        steps: int,
+        gumbel: bool,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seed: int,
+        position: int,
+        stop_below: float,
+        logits: _Tensor,
+        cutoff: _Tensor,
+        drawn: _Tensor,
+        confidence: _Tensor,
+        /,
+    ) -> int: ...

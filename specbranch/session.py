@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import ops
+from .drafting import DraftBuffers, Sampler, draft_steps
 from .lanes import Lanes
 from .models.protocol import CausalLM, DecoderState
 from .sampling_params import SamplingParams, check_float, check_int
@@ -136,28 +137,14 @@ class Session:
             self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
-        self._make_sampling_tensors()
-        if draft is not None:
-            self._make_draft_buffers(draft)
-
-    # ------------------------------------------------------------------ set-up
-    def _make_sampling_tensors(self) -> None:
-        params = self.params
-        rows = max(self.settings.gamma + 1, self.settings.k_max)
-        self._temperature = torch.full((rows,), params.temperature, dtype=torch.float32)
-        self._seed = torch.full((rows,), params.seed, dtype=torch.int64)
-        self._lane = torch.arange(rows, dtype=torch.int32)
-        self._position = torch.zeros(rows, dtype=torch.int64)
-        self._top_k = torch.full((rows,), params.top_k, dtype=torch.int32)
-        self._top_p = torch.full((rows,), params.top_p, dtype=torch.float32)
-        self._min_p = torch.full((rows,), params.min_p, dtype=torch.float32)
-
-    def _make_draft_buffers(self, draft: CausalLM) -> None:
-        # Two sets: a stage writes one while the chain made by the stage before lives in the other.
-        gamma, k_max, vocab = self.settings.gamma, self.settings.k_max, draft.vocab_size
-        self._rows = [torch.empty(gamma, k_max, vocab, dtype=draft.dtype) for _ in range(2)]
-        self._cutoffs = [torch.empty(gamma, k_max, dtype=torch.float32) for _ in range(2)]
         self._flip = 0
+        rows = max(gamma + 1, k_max)
+        self.sampler = Sampler(params, settings.draw, rows)
+        if draft is not None:
+            # Two sets: a stage writes one while the chain of the stage before lives in the other.
+            self._buffers = [
+                DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype) for _ in range(2)
+            ]
 
     def prefill(self) -> None:
         """Process the prompt but for its last token, both models at the same time."""
@@ -189,21 +176,21 @@ class Session:
     # ------------------------------------------------------------------ draft
     def draft_chain(self, epsilon: float = 0.0) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's confidence is below ``epsilon``."""
-        rows, cutoffs = self._next_buffers()
-        chain = Chain()
-        for step in range(min(self.settings.gamma, self.chain_room())):
-            logits = self._catch_up(chain)
-            rows[step, :1].copy_(logits)
-            drawn = self._draw(rows[step, :1], cutoffs[step, :1], self.length + step)
-            if self._confidence(drawn)[0] < epsilon:
-                chain.next_logits = rows[step, 0]
-                break
-            chain.tokens.append(int(drawn.token[0]))
-        num_drafted = len(chain)
-        chain.logits = rows[:num_drafted, 0]
-        chain.cutoff = cutoffs[:num_drafted, 0].contiguous() if self.params.has_cutoff else None
-        self.stats.drafted += num_drafted
-        return chain
+        out = self._next_buffers()
+        room = min(self.settings.gamma, self.chain_room())
+        steps = draft_steps(
+            self.draft, self._missing(), 0, room, self.sampler, self.length, epsilon, out
+        )
+        self.stats.draft_forwards += steps
+        stopped = steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
+        count = steps - stopped
+        self.stats.drafted += count
+        return Chain(
+            tokens=out.token_view[:count, 0].tolist(),
+            logits=out.logits[:count, 0],
+            cutoff=out.cutoff[:count, 0].contiguous() if self.params.has_cutoff else None,
+            next_logits=out.logits[count, 0] if stopped else None,
+        )
 
     def grow_branches(self, chain: Chain, *, stop_below: float = 0.0) -> Branches:
         """Draft behind the best candidates after ``chain``, all branches in one forward a step.
@@ -217,35 +204,20 @@ class Session:
         num_branches = int(found.num_branches[0])
         if num_branches == 0:
             raise ValueError(f"draft gave NaN logits for position {branch_point}")
-        heads = found.candidates[0, :num_branches]
-        rows, cutoffs = self._next_buffers()
-        tokens: list[torch.Tensor] = []
-        confidence: list[torch.Tensor] = []
-        alive = torch.ones(num_branches, dtype=torch.bool)
-        parents = [-1] * num_branches
-        inputs = heads
-        for step in range(min(self.settings.gamma, self.total - branch_point - 2)):
-            self.stats.draft_forwards += 1
-            rows[step, :num_branches].copy_(self.draft.forward(inputs, parents).logits)
-            drawn = self._draw(
-                rows[step, :num_branches], cutoffs[step, :num_branches], branch_point + 1 + step
-            )
-            tokens.append(drawn.token)
-            confidence.append(self._confidence(drawn))
-            parents = list(range(step * num_branches, (step + 1) * num_branches))
-            inputs = drawn.token
-            if stop_below > 0.0:
-                alive &= confidence[-1] >= stop_below
-                if not alive.any():
-                    break
-        steps = len(tokens)
-        empty = torch.empty(0, num_branches)
+        candidates = found.candidates[0, :num_branches].tolist()
+        out = self._next_buffers()
+        room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
+        steps = draft_steps(
+            self.draft, candidates, num_branches, room, self.sampler, branch_point + 1, stop_below,
+            out,
+        )  # fmt: skip
+        self.stats.draft_forwards += steps
         return Branches(
-            candidates=heads.tolist(),
-            tokens=torch.stack(tokens) if tokens else empty.to(torch.int32),
-            confidence=torch.stack(confidence) if confidence else empty,
-            logits=rows[:steps, :num_branches],
-            cutoff=cutoffs[:steps, :num_branches] if self.params.has_cutoff else None,
+            candidates=candidates,
+            tokens=out.tokens[:steps, :num_branches],
+            confidence=out.confidence[:steps, :num_branches],
+            logits=out.logits[:steps, :num_branches],
+            cutoff=out.cutoff[:steps, :num_branches] if self.params.has_cutoff else None,
         )
 
     def keep_branch(self, branches: Branches, idx: int, num_kept: int) -> Chain:
@@ -262,71 +234,37 @@ class Session:
             next_logits=branches.logits[num_kept, idx] if more else None,
         )
 
-    def _catch_up(self, chain: Chain) -> torch.Tensor:
-        """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
+    def _missing(self, chain: Sequence[int] = ()) -> list[int]:
+        """What the draft has not seen of ``X + chain``."""
         start, committed = self.draft.length, self.length
         if start >= committed:
-            missing = chain.tokens[start - committed :]
-        else:
-            missing = self.tokens[start:] + chain.tokens
+            return list(chain[start - committed :])
+        return [*self.tokens[start:], *chain]
+
+    def _catch_up(self, chain: Chain) -> torch.Tensor:
+        """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
+        missing = self._missing(chain.tokens)
         self.stats.draft_forwards += 1
         logits = self.draft.forward(torch.tensor(missing, dtype=torch.int64)).logits[-1:]
         self.draft.commit(range(len(missing)))
         return logits
 
-    def _next_buffers(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def _next_buffers(self) -> DraftBuffers:
         self._flip ^= 1
-        return self._rows[self._flip], self._cutoffs[self._flip]
-
-    def _draw(self, logits: torch.Tensor, cutoff: torch.Tensor, position: int) -> ops.SampleResult:
-        """Draw one token a row from the draft; lane i is row i."""
-        count = logits.shape[0]
-        self._position[:count] = position
-        drawn = ops.sample(
-            logits,
-            self._temperature[:count],
-            self._seed[:count],
-            self._position[:count],
-            cutoff=self._cut(logits, cutoff),
-            lane=self._lane[:count],
-            draw=self.settings.draw,
-            purpose=ops.PURPOSE_DRAFT,
-        )
-        if int(drawn.token.min()) < 0:
-            raise ValueError(f"draft gave NaN logits for position {position}")
-        return drawn
-
-    def _confidence(self, drawn: ops.SampleResult) -> torch.Tensor:
-        """The draft's max probability: known before the token is drawn, unlike the token's own."""
-        confidence: torch.Tensor = drawn.max_probability
-        return confidence
+        return self._buffers[self._flip]
 
     def _branch_topk(self, logits: torch.Tensor, position: int) -> ops.BranchResult:
-        self._position[:1] = position
+        sampler = self.sampler
+        sampler.position[:1] = position
         return ops.branch_topk(
             logits,
             self.settings.k_max,
-            self._temperature[:1],
-            cutoff=self._cut(logits, None),
-            seed=self._seed[:1],
-            position=self._position[:1],
+            sampler.temperature[:1],
+            cutoff=sampler.cut(logits),
+            seed=sampler.seed[:1],
+            position=sampler.position[:1],
             draw=self.settings.draw,
         )
-
-    def _cut(self, logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor | None:
-        """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""
-        if not self.params.has_cutoff:
-            return None
-        count = logits.shape[0]
-        cutoff: torch.Tensor = ops.logit_cutoff(
-            logits,
-            self._temperature[:count],
-            self._top_k[:count],
-            self._top_p[:count],
-            self._min_p[:count],
-            out=out,
-        )
-        return cutoff
 
     # ------------------------------------------------------------------ target
     def target_forward(self, chain: Chain) -> torch.Tensor:
@@ -344,9 +282,10 @@ class Session:
     ) -> Verdict:
         """Judge the chain and draw the target's next token (``ops.verify``)."""
         started = time.perf_counter()
-        self._position[:1] = self.length
+        sampler = self.sampler
+        sampler.position[:1] = self.length
         candidates = branches.candidates if branches is not None else []
-        target_cutoff = self._cut(target_logits, None)
+        target_cutoff = sampler.cut(target_logits)
         result = ops.verify(
             target_logits.unsqueeze(0),
             None if chain.logits is None else chain.logits.unsqueeze(0),
@@ -354,9 +293,9 @@ class Session:
             torch.tensor([len(chain)], dtype=torch.int32),
             torch.tensor([candidates], dtype=torch.int32),
             torch.tensor([len(candidates)], dtype=torch.int32),
-            self._temperature[:1],
-            self._seed[:1],
-            self._position[:1],
+            sampler.temperature[:1],
+            sampler.seed[:1],
+            sampler.position[:1],
             target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
             draft_cutoff=None if chain.cutoff is None else chain.cutoff.view(1, -1),
             draw=self.settings.draw,

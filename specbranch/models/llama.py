@@ -15,6 +15,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..cache import SlotCache
+from ..drafting import DraftBuffers, Sampler
 from ..tree import SpeculationTree
 from .config import LlamaConfig
 from .linear import Linear
@@ -87,6 +88,7 @@ class LlamaModel:
             inner_size=config.intermediate_size,
             eps=config.norm_eps,
         )
+        self.drafter = ops.Drafter(self.decoder, embedding, head.weight, head.bias)
 
     def new_state(self, max_seq_len: int, tree_slots: int) -> LlamaState:
         """An empty state.
@@ -198,6 +200,48 @@ class LlamaState:
         except Exception:
             self.tree.truncate(first)
             raise
+
+    def draft_steps(
+        self,
+        tokens: Sequence[int],
+        branches: int,
+        steps: int,
+        sampler: Sampler,
+        position: int,
+        stop_below: float,
+        out: DraftBuffers,
+    ) -> int:
+        """Several steps in one native call; see ``drafting.draft_steps``."""
+        if steps == 0:
+            return 0
+        if self.num_nodes:
+            raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
+        params = sampler.params
+        taken = self._model.drafter.draft(
+            self.cache.data,
+            torch.tensor(tokens, dtype=torch.int64),
+            prefix=self.length,
+            branches=max(branches, 1),
+            steps=steps,
+            draw=sampler.draw,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed,
+            position=position,
+            stop_below=stop_below,
+            logits=out.logits,
+            cutoff=out.cutoff,
+            drawn=out.tokens,
+            confidence=out.confidence,
+        )
+        if branches:
+            parents = [*([-1] * branches), *range((taken - 1) * branches)]
+            self.tree.grow(taken * branches, parents)
+        else:
+            self.cache.length += len(tokens) + taken - 1
+        return taken
 
     def commit(self, path: Sequence[int]) -> None:
         """Append a path of pending nodes to the prefix."""

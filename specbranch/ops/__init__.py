@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from specbranch import _C
 from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
 from specbranch.ops.cache import kv_commit, kv_write
-from specbranch.ops.decoder import Decoder, LayerTensors
+from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
 from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
 from specbranch.ops.sampling import (
     PURPOSE_ACCEPT,
@@ -32,6 +32,7 @@ __all__ = [
     "PURPOSE_RECOVER",
     "BranchResult",
     "Decoder",
+    "Drafter",
     "LayerTensors",
     "SampleResult",
     "TreeMask",

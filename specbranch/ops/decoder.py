@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from specbranch import _C
 from specbranch.ops._common import TensorLike
+from specbranch.ops._rows import is_gumbel
 
 
 class LayerTensors(NamedTuple):
@@ -105,3 +106,85 @@ class Decoder:
             hidden,
             out,
         )
+
+
+class Drafter:
+    """A `Decoder` with its embedding and head, which can take several steps in one call.
+
+    Bit for bit what `Decoder.forward`, `linear`, `logit_cutoff` and `sample` give step by step.
+
+    Args:
+        decoder: all layers.
+        embedding: ``[V, d]`` of the decoder's dtype.
+        head: packed by `pack_weight`, V outputs.
+        head_bias: ``[V]`` or None.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        embedding: TensorLike,
+        head: TensorLike,
+        head_bias: TensorLike | None = None,
+    ) -> None:
+        self._native = _C.Drafter(decoder._native, embedding, head, head_bias, decoder._scale)
+
+    def draft(
+        self,
+        cache: TensorLike,
+        tokens: TensorLike,
+        *,
+        prefix: int,
+        branches: int,
+        steps: int,
+        draw: str,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        seed: int,
+        position: int,
+        stop_below: float,
+        logits: TensorLike,
+        cutoff: TensorLike,
+        drawn: TensorLike,
+        confidence: TensorLike,
+    ) -> int:
+        """Run ``tokens`` and draw from the last ``branches`` rows, then run what was drawn, ...
+
+        Args:
+            cache: ``[L, 2, 1, Hkv, S, D]``, written from slot ``prefix`` on.
+            tokens: ``[n]`` int64: a chain behind the prefix (``branches`` 1), or the heads of n =
+                ``branches`` branches; step s of branch r then lies in slot
+                ``prefix + s * branches + r``.
+            position: of the tokens that the first step draws.
+            stop_below: ends after the step by which every branch met a lower confidence.
+            logits, cutoff, drawn, confidence: outputs ``[steps, R, V]`` and ``[steps, R]``, R >=
+                ``branches``; the cutoff only where something is cut. Token -1: a bad row.
+
+        Returns:
+            How many steps were taken.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; nothing has been written then.
+        """
+        taken: int = self._native.draft(
+            cache,
+            tokens,
+            prefix,
+            branches,
+            steps,
+            is_gumbel(draw),
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            seed,
+            position,
+            stop_below,
+            logits,
+            cutoff,
+            drawn,
+            confidence,
+        )
+        return taken

@@ -6,6 +6,8 @@ put in on purpose, must fail the very same test (below), and does by many orders
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -21,7 +23,7 @@ from engine.lossless import (
     pair,
 )
 
-from specbranch import SamplingParams, ops
+from specbranch import SamplingParams, drafting, ops
 from specbranch.session import Branches, Chain, Session, Verdict
 from specbranch.testing.statistics import chi_square
 from specbranch.testing.table_model import TableModel
@@ -75,17 +77,17 @@ def _probabilities(logits: torch.Tensor) -> np.ndarray:
 
 def sampled_tokens_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut where q(x) < epsilon for the token x that was drawn (the paper's wording)."""
-    monkeypatch.setattr(Session, "_confidence", lambda self, drawn: drawn.probability)
+    monkeypatch.setattr(drafting, "confidence_of", lambda drawn: drawn.probability)
 
 
 def argmax_drafting(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draft by argmax, test as if the token had been sampled."""
-    right = Session._draw
+    right = drafting.Sampler.draw_drafts
 
-    def wrong(self: Session, logits: torch.Tensor, *args: object) -> ops.SampleResult:
+    def wrong(self: drafting.Sampler, logits: torch.Tensor, *args: Any) -> ops.SampleResult:
         return right(self, logits, *args)._replace(token=logits.argmax(-1).to(torch.int32))
 
-    monkeypatch.setattr(Session, "_draw", wrong)
+    monkeypatch.setattr(drafting.Sampler, "draw_drafts", wrong)
 
 
 def largest_branch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,172 @@
+"""Several steps of the draft in a row, each drawing the tokens that the next one reads.
+
+``draft_steps`` works with any ``DecoderState``; a state that has a method of that name
+(``models/llama.py``: one native call, without the interpreter lock) is asked instead and gives the
+same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+
+from . import ops
+from .models.protocol import DecoderState
+from .sampling_params import SamplingParams
+
+
+class Sampler:
+    """How rows of logits are cut and drawn from for one request: parameters as the ops take them.
+
+    Args:
+        params: temperature, cutoffs and seed.
+        draw: ``"inverse_cdf"`` or ``"gumbel"``.
+        max_rows: most rows of one call.
+    """
+
+    def __init__(self, params: SamplingParams, draw: str, max_rows: int) -> None:
+        self.params, self.draw = params, draw
+        self.temperature = torch.full((max_rows,), params.temperature, dtype=torch.float32)
+        self.seed = torch.full((max_rows,), params.seed, dtype=torch.int64)
+        self.position = torch.zeros(max_rows, dtype=torch.int64)
+        self._lane = torch.arange(max_rows, dtype=torch.int32)
+        self._top_k = torch.full((max_rows,), params.top_k, dtype=torch.int32)
+        self._top_p = torch.full((max_rows,), params.top_p, dtype=torch.float32)
+        self._min_p = torch.full((max_rows,), params.min_p, dtype=torch.float32)
+
+    def cut(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor | None:
+        """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""
+        if not self.params.has_cutoff:
+            return None
+        count = logits.shape[0]
+        cutoff: torch.Tensor = ops.logit_cutoff(
+            logits,
+            self.temperature[:count],
+            self._top_k[:count],
+            self._top_p[:count],
+            self._min_p[:count],
+            out=out,
+        )
+        return cutoff
+
+    def draw_drafts(
+        self, logits: torch.Tensor, cutoff: torch.Tensor | None, position: int
+    ) -> ops.SampleResult:
+        """One token a row for the draft; lane i is row i."""
+        count = logits.shape[0]
+        self.position[:count] = position
+        return ops.sample(
+            logits,
+            self.temperature[:count],
+            self.seed[:count],
+            self.position[:count],
+            cutoff=cutoff,
+            lane=self._lane[:count],
+            draw=self.draw,
+            purpose=ops.PURPOSE_DRAFT,
+        )
+
+
+class DraftBuffers:
+    """What a drafting stage fills in: row ``[step, branch]`` of each.
+
+    ``logits`` ``[steps, branches, V]`` are those the tokens were drawn from, ``confidence`` is the
+    largest probability of that row: known before the token is drawn, unlike the token's own.
+    """
+
+    def __init__(self, steps: int, branches: int, vocab: int, dtype: torch.dtype) -> None:
+        self.logits = torch.empty(steps, branches, vocab, dtype=dtype)
+        self.cutoff = torch.empty(steps, branches, dtype=torch.float32)
+        self.tokens = torch.empty(steps, branches, dtype=torch.int32)
+        self.confidence = torch.empty(steps, branches, dtype=torch.float32)
+        # Reading through NumPy costs a tenth of a torch operation.
+        self.token_view = self.tokens.numpy()
+        self.confidence_view = self.confidence.numpy()
+
+
+@runtime_checkable
+class Drafter(Protocol):
+    """A ``DecoderState`` that takes several steps in one call; see ``draft_steps``."""
+
+    def draft_steps(
+        self,
+        tokens: Sequence[int],
+        branches: int,
+        steps: int,
+        sampler: Sampler,
+        position: int,
+        stop_below: float,
+        out: DraftBuffers,
+    ) -> int:
+        """As the function of that name; the tokens are checked to be in the vocabulary."""
+        ...
+
+
+def draft_steps(
+    state: DecoderState,
+    tokens: Sequence[int],
+    branches: int,
+    steps: int,
+    sampler: Sampler,
+    position: int,
+    stop_below: float,
+    out: DraftBuffers,
+) -> int:
+    """Draft up to ``steps`` tokens a branch into ``out``; returns how many steps were taken.
+
+    ``branches`` 0: ``tokens`` go behind the prefix as a chain, and what was drawn but for the last
+    token behind them; all of it is committed to the state's prefix. Else ``tokens`` are the heads
+    of that many branches, and what grows from them stays pending: node ``step * branches + i``.
+    Ends early after the step by which every branch has met a confidence below ``stop_below``.
+
+    Raises:
+        ValueError: the draft gave a NaN logit; the message names the position.
+    """
+    if isinstance(state, Drafter):
+        taken = state.draft_steps(tokens, branches, steps, sampler, position, stop_below, out)
+    else:
+        taken = _one_by_one(state, tokens, branches, steps, sampler, position, stop_below, out)
+    width = max(branches, 1)
+    if taken and out.token_view[taken - 1, :width].min() < 0:
+        raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
+    return taken
+
+
+def confidence_of(drawn: ops.SampleResult) -> torch.Tensor:
+    """The draft's max probability: known before the token is drawn, unlike the token's own."""
+    confidence: torch.Tensor = drawn.max_probability
+    return confidence
+
+
+def _one_by_one(
+    state: DecoderState,
+    tokens: Sequence[int],
+    branches: int,
+    steps: int,
+    sampler: Sampler,
+    position: int,
+    stop_below: float,
+    out: DraftBuffers,
+) -> int:
+    width = max(branches, 1)
+    inputs = torch.tensor(tokens, dtype=torch.int64)
+    parents: list[int] | None = [-1] * branches if branches else None
+    alive = torch.ones(width, dtype=torch.bool)
+    for step in range(steps):
+        rows = out.logits[step, :width]
+        rows.copy_(state.forward(inputs, parents).logits[-width:])
+        if branches:
+            parents = list(range(step * branches, (step + 1) * branches))
+        else:
+            state.commit(range(len(inputs)))
+        cutoff = sampler.cut(rows, out.cutoff[step, :width])
+        drawn = sampler.draw_drafts(rows, cutoff, position + step)
+        out.tokens[step, :width] = drawn.token
+        out.confidence[step, :width] = confidence_of(drawn)
+        alive &= confidence_of(drawn) >= stop_below
+        if not alive.any() or int(drawn.token.min()) < 0:
+            return step + 1
+        inputs = drawn.token
+    return steps
