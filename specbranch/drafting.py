@@ -8,7 +8,6 @@ same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -86,22 +85,18 @@ class DraftBuffers:
         self.confidence_view = self.confidence.numpy()
 
 
-@runtime_checkable
-class Drafter(Protocol):
-    """A ``DecoderState`` that takes several steps in one call; see ``draft_steps``."""
-
-    def draft_steps(
-        self,
-        tokens: Sequence[int],
-        branches: int,
-        steps: int,
-        sampler: Sampler,
-        position: int,
-        stop_below: float,
-        out: DraftBuffers,
-    ) -> int:
-        """As the function of that name; the tokens are checked to be in the vocabulary."""
-        ...
+def draft_steps(
+    self,
+    tokens: Sequence[int],
+    branches: int,
+    steps: int,
+    sampler: Sampler,
+    position: int,
+    stop_below: float,
+    out: DraftBuffers,
+) -> int:
+    """As the function of that name; the tokens are checked to be in the vocabulary."""
+    ...
 
 
 def draft_steps(
@@ -124,10 +119,9 @@ def draft_steps(
     Raises:
         ValueError: the draft gave a NaN logit; the message names the position.
     """
-    if isinstance(state, Drafter):
-        taken = state.draft_steps(tokens, branches, steps, sampler, position, stop_below, out)
-    else:
-        taken = _one_by_one(state, tokens, branches, steps, sampler, position, stop_below, out)
+    own = getattr(state, "draft_steps", None)
+    arguments = (tokens, branches, steps, sampler, position, stop_below, out)
+    taken: int = own(*arguments) if own is not None else _one_by_one(state, *arguments)
     width = max(branches, 1)
     if taken and out.token_view[taken - 1, :width].min() < 0:
         raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")

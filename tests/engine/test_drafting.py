@@ -7,7 +7,7 @@ import torch
 from tiny_checkpoint import save_checkpoint
 
 from specbranch import SamplingParams, load_model
-from specbranch.drafting import DraftBuffers, Drafter, Sampler, _one_by_one, draft_steps
+from specbranch.drafting import DraftBuffers, Sampler, _one_by_one, draft_steps
 from specbranch.models.llama import LlamaModel, LlamaState
 
 STEPS, ROWS = 5, 4
@@ -70,7 +70,7 @@ def test_native_equals_one_by_one(
 
 
 def test_the_model_drafts_natively(model: LlamaModel) -> None:
-    assert isinstance(prefilled(model, 0), Drafter)
+    assert hasattr(prefilled(model, 0), "draft_steps")
 
 
 def test_nan_is_reported_with_its_position(model: LlamaModel) -> None:
