@@ -72,16 +72,17 @@ void check_commit(const TensorArg& source, const TensorArg& dst_start, const Ten
   }
 }
 
-void tree_mask(py::handle parents_, py::handle bits_, py::handle depth_) {
-  TensorArg parents("parents", parents_, kInt32, "[B, N]");
-  TensorArg bits("out bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kWritable);
-  TensorArg depth("out depth", depth_, kInt32, "[B, N]", kWritable);
+void tree_mask(py::handle parents_, py::handle bits_, py::handle depth_, py::handle backend_, py::handle stream_) {
+  TensorArg parents("parents", parents_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg bits("out bits", bits_, kInt32 | kUInt32, "[B, N, ceil(N / 32)]", kWritable | kAnyDevice);
+  TensorArg depth("out depth", depth_, kInt32, "[B, N]", kWritable | kAnyDevice);
   const int64_t B = parents.size(0), N = parents.size(1), W = (N + 31) / 32;
   bits.sizes({B, N, W});
   depth.sizes({B, N});
-  check_parents(parents, N);
+  const Backend backend(backend_, stream_, {&parents, &bits, &depth});
+  if (backend.on_cpu()) check_parents(parents, N);
   TreeMaskParams params{B, N, W, parents.data<int32_t>(), bits.data<uint32_t>(), depth.data<int32_t>()};
-  cpu::tree_mask(params);
+  backend.run(static_cast<double>(B * N * W) * 5e-3, params, SB_BACKENDS(tree_mask));
 }
 
 void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::handle bits_, float scale,
@@ -110,19 +111,21 @@ void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::ha
   run(static_cast<double>(B * longest * N * Hq * D) * 1e-4, [&] { cpu::tree_attention(params); });
 }
 
-void kv_write(py::handle key_, py::handle value_, py::handle slots_, py::handle cache_) {
-  TensorArg key("key", key_, kFloating, "[B, N, Hkv, D]");
-  TensorArg value("value", value_, key.type(), "[B, N, Hkv, D]");
-  TensorArg slots("slots", slots_, kInt32, "[B, N]");
-  TensorArg cache("cache_layer", cache_, key.type(), "[2, B, Hkv, S, D]", kStrided | kWritable);
+void kv_write(py::handle key_, py::handle value_, py::handle slots_, py::handle cache_, py::handle backend_,
+              py::handle stream_) {
+  TensorArg key("key", key_, kFloating, "[B, N, Hkv, D]", kAnyDevice);
+  TensorArg value("value", value_, key.type(), "[B, N, Hkv, D]", kAnyDevice);
+  TensorArg slots("slots", slots_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg cache("cache_layer", cache_, key.type(), "[2, B, Hkv, S, D]", kStrided | kWritable | kAnyDevice);
   const int64_t B = key.size(0), N = key.size(1), Hkv = key.size(2), D = key.size(3), S = cache.size(3);
   value.sizes({B, N, Hkv, D});
   slots.sizes({B, N});
   cache.sizes({2, B, Hkv, S, D});
-  check_slots(slots, S);
+  const Backend backend(backend_, stream_, {&key, &value, &slots, &cache});
+  if (backend.on_cpu()) check_slots(slots, S);
   KvWriteParams params{
       B, N, Hkv, S, D, key.dtype(), key.data(), value.data(), slots.data<int32_t>(), cache_layer(cache)};
-  run(static_cast<double>(key.numel()) * 2e-4, [&] { cpu::kv_write(params); });
+  backend.run(static_cast<double>(key.numel()) * 2e-4, params, SB_BACKENDS(kv_write));
 }
 
 void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::handle length_, py::handle backend_,

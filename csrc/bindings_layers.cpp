@@ -1,6 +1,7 @@
 // Bindings of the fused steps around a layer's matrix products. The pattern is explained in common/tensor_arg.h.
 #include "bindings.h"
 #include "bindings_checks.h"
+#include "common/backend.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
 
@@ -20,16 +21,17 @@ void check_positions(const TensorArg& positions, int64_t P) {
 namespace {
 
 void rope_kv_write(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle positions_, py::handle slots_,
-                   py::handle cache_, int64_t Hq, py::handle q_norm_, py::handle k_norm_, float eps, py::handle out_) {
-  TensorArg qkv("qkv", qkv_, kFloating, "[B, N, (Hq + 2 Hkv) * D]");
-  TensorArg cos("cos_table", cos_, kFloat32, "[P, D / 2]");
-  TensorArg sin("sin_table", sin_, kFloat32, "[P, D / 2]");
-  TensorArg positions("positions", positions_, kInt32, "[B, N]");
-  TensorArg slots("slots", slots_, kInt32, "[B, N]");
-  TensorArg cache("cache_layer", cache_, qkv.type(), "[2, B, Hkv, S, D]", kStrided | kWritable);
-  TensorArg q_norm("q_norm", q_norm_, qkv.type(), "[D]", kOptional);
-  TensorArg k_norm("k_norm", k_norm_, qkv.type(), "[D]", kOptional);
-  TensorArg out("out", out_, qkv.type(), "[B, N, Hq, D]", kWritable);
+                   py::handle cache_, int64_t Hq, py::handle q_norm_, py::handle k_norm_, float eps, py::handle out_,
+                   py::handle backend_, py::handle stream_) {
+  TensorArg qkv("qkv", qkv_, kFloating, "[B, N, (Hq + 2 Hkv) * D]", kAnyDevice);
+  TensorArg cos("cos_table", cos_, kFloat32, "[P, D / 2]", kAnyDevice);
+  TensorArg sin("sin_table", sin_, kFloat32, "[P, D / 2]", kAnyDevice);
+  TensorArg positions("positions", positions_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg slots("slots", slots_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg cache("cache_layer", cache_, qkv.type(), "[2, B, Hkv, S, D]", kStrided | kWritable | kAnyDevice);
+  TensorArg q_norm("q_norm", q_norm_, qkv.type(), "[D]", kOptional | kAnyDevice);
+  TensorArg k_norm("k_norm", k_norm_, qkv.type(), "[D]", kOptional | kAnyDevice);
+  TensorArg out("out", out_, qkv.type(), "[B, N, Hq, D]", kWritable | kAnyDevice);
   const int64_t B = qkv.size(0), N = qkv.size(1), Hkv = cache.size(2), S = cache.size(3), D = cache.size(4);
   const int64_t P = cos.size(0);
   if (D % 2 != 0) cache.fail_value("had heads of " + std::to_string(D) + " elements, must be an even number");
@@ -43,8 +45,11 @@ void rope_kv_write(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle
   q_norm.sizes({D});
   k_norm.sizes({D});
   out.sizes({B, N, Hq, D});
-  check_positions(positions, P);
-  check_slots(slots, S);
+  const Backend backend(backend_, stream_, {&qkv, &cos, &sin, &positions, &slots, &cache, &q_norm, &k_norm, &out});
+  if (backend.on_cpu()) {
+    check_positions(positions, P);
+    check_slots(slots, S);
+  }
   RopeKvWriteParams params{B,
                            N,
                            Hq,
@@ -63,7 +68,7 @@ void rope_kv_write(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle
                            slots.data<int32_t>(),
                            cache_layer(cache),
                            out.data()};
-  run(static_cast<double>(qkv.numel()) * 5e-4, [&] { cpu::rope_kv_write(params); });
+  backend.run(static_cast<double>(qkv.numel()) * 5e-4, params, SB_BACKENDS(rope_kv_write));
 }
 
 void add_rms_norm(py::handle residual_, py::handle weight_, py::handle delta_, float eps, py::handle out_) {

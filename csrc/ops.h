@@ -297,11 +297,17 @@ void draft(const DraftParams&);
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
 namespace cuda {
 void kv_commit(const KvCommitParams&, void* stream);
+void kv_write(const KvWriteParams&, void* stream);
+void rope_kv_write(const RopeKvWriteParams&, void* stream);
+void tree_mask(const TreeMaskParams&, void* stream);
 }  // namespace cuda
 namespace simt {
 // In which order the emulated threads run.
 enum class Order : int32_t { kForward, kReverse, kRandom };
 void kv_commit(const KvCommitParams&, Order);
+void kv_write(const KvWriteParams&, Order);
+void rope_kv_write(const RopeKvWriteParams&, Order);
+void tree_mask(const TreeMaskParams&, Order);
 }  // namespace simt
 
 }  // namespace specbranch

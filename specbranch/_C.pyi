@@ -12,7 +12,14 @@ def build_info() -> dict[str, Any]: ...
 def limit_threads(count: int, /) -> int: ...
 
 # tree and cache
-def tree_mask(parents: _Tensor, bits: _Tensor, depth: _Tensor, /) -> None: ...
+def tree_mask(
+    parents: _Tensor,
+    bits: _Tensor,
+    depth: _Tensor,
+    backend: str | None,
+    stream: int | None,
+    /,
+) -> None: ...
 def tree_attention(
     q: _Tensor,
     cache_layer: _Tensor,
@@ -22,7 +29,15 @@ def tree_attention(
     out: _Tensor,
     /,
 ) -> None: ...
-def kv_write(key: _Tensor, value: _Tensor, slots: _Tensor, cache_layer: _Tensor, /) -> None: ...
+def kv_write(
+    key: _Tensor,
+    value: _Tensor,
+    slots: _Tensor,
+    cache_layer: _Tensor,
+    backend: str | None,
+    stream: int | None,
+    /,
+) -> None: ...
 def kv_commit(
     cache: _Tensor,
     source_slots: _Tensor,
@@ -46,6 +61,8 @@ def rope_kv_write(
     k_norm: _OptionalTensor,
     eps: float,
     out: _Tensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
 def add_rms_norm(

@@ -4,14 +4,13 @@
 //
 // Layout: cache [L, 2, B, Hkv, S, D] contiguous, read as units of up to 16 bytes: U units per slot.
 // Work:   a thread owns one column: unit u of one (l, c, b, h), L * 2 * B * Hkv * U columns in all, and moves its
-// tokens
-//         in order of i. Neighbouring threads own neighbouring units, so accesses coalesce. No two threads share a
-//         byte: no barrier is needed, and as sources ascend and are never before their destinations, nothing is
+//         tokens in order of i. Neighbouring threads own neighbouring units, so accesses coalesce. No two threads share
+//         a byte: no barrier is needed, and as sources ascend and are never before their destinations, nothing is
 //         overwritten before it has moved.
 // Bound:  by latency (a dozen kilobytes per layer), hence one launch.
 #pragma once
 
-#include "common/gpu.h"
+#include "common/units.h"
 
 namespace specbranch::SB_GPU {
 
@@ -38,10 +37,6 @@ __global__ void kv_commit_kernel(CommitShape shape, Unit* cache, const int32_t* 
   }
 }
 
-struct alignas(16) Unit16 {
-  uint32_t words[4];
-};
-
 template <typename Unit>
 void commit_units(const KvCommitParams& p, Stream stream) {
   const int64_t units = p.D * element_size(p.dtype) / static_cast<int64_t>(sizeof(Unit));
@@ -54,12 +49,9 @@ void commit_units(const KvCommitParams& p, Stream stream) {
 // In the widest unit that divides a slot and to which the cache is aligned.
 inline void run_kv_commit(const KvCommitParams& p, Stream stream) {
   const auto fits = [&](uint64_t bytes) {
-    return reinterpret_cast<uintptr_t>(p.cache) % bytes == 0 &&
-           static_cast<uint64_t>(p.D * element_size(p.dtype)) % bytes == 0;
+    return aligned({p.cache}, bytes) && static_cast<uint64_t>(p.D * element_size(p.dtype)) % bytes == 0;
   };
-  if (fits(sizeof(Unit16))) return commit_units<Unit16>(p, stream);
-  if (fits(sizeof(uint32_t))) return commit_units<uint32_t>(p, stream);
-  commit_units<uint16_t>(p, stream);
+  with_unit(fits, [&](auto unit) { commit_units<decltype(unit)>(p, stream); });
 }
 
 }  // namespace specbranch::SB_GPU

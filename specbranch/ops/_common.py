@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 
 #: A torch tensor, a NumPy array, or any object with ``__dlpack__``.
 TensorLike: TypeAlias = Any
+
+#: Where an op runs; "simt" is the CUDA kernel emulated on the CPU, in three orders of its threads.
+Backend = Literal["cpu", "simt", "simt:reverse", "simt:random", "cuda"]
 
 _TORCH = {
     "int32": torch.int32,

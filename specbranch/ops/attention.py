@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from specbranch import _C
-from specbranch.ops._common import TensorLike, new, new_like, shape_of
+from specbranch.ops._common import Backend, TensorLike, new, new_like, shape_of
 
 
 class TreeMask(NamedTuple):
@@ -18,16 +18,26 @@ class TreeMask(NamedTuple):
     depth: TensorLike  #: [B, N] int32; 0 for children of the root
 
 
-def tree_mask(parents: TensorLike, *, out: tuple[TensorLike, TensorLike] | None = None) -> TreeMask:
+def tree_mask(
+    parents: TensorLike,
+    *,
+    out: tuple[TensorLike, TensorLike] | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
+) -> TreeMask:
     """Packed ancestor bits and depth of the nodes of a speculation tree.
 
     Args:
         parents: ``[B, N]`` int32; -1 for a child of the root, else the index of an earlier node.
         out: ``(bits, depth)`` to be filled.
+        backend, stream: as for `kv_commit`. On "cuda" a parent that is not before its child counts
+            as -1.
 
     Raises:
-        ValueError: a parent is not before its child, or a shape does not fit.
+        ValueError: a parent is not before its child, a shape does not fit, or N > 2048 on another
+            backend than "cpu".
         TypeError: a wrong dtype or object.
+        RuntimeError: the backend is not compiled in, or there is no driver.
 
     Tree attention masks are those of SpecInfer (Miao et al., 2024, https://arxiv.org/abs/2305.09781).
     """
@@ -35,7 +45,7 @@ def tree_mask(parents: TensorLike, *, out: tuple[TensorLike, TensorLike] | None 
         batch, nodes = shape_of(parents, "parents", "[B, N]")
         bits = new(parents, (batch, nodes, (nodes + 31) // 32), "int32")
         out = (bits, new(parents, (batch, nodes), "int32"))
-    _C.tree_mask(parents, out[0], out[1])
+    _C.tree_mask(parents, out[0], out[1], backend, stream)
     return TreeMask(*out)
 
 

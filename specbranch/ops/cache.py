@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from specbranch import _C
-from specbranch.ops._common import TensorLike
-
-Backend = Literal["cpu", "simt", "simt:reverse", "simt:random", "cuda"]
+from specbranch.ops._common import Backend, TensorLike
 
 
 def kv_write(
-    key: TensorLike, value: TensorLike, slots: TensorLike, cache_layer: TensorLike
+    key: TensorLike,
+    value: TensorLike,
+    slots: TensorLike,
+    cache_layer: TensorLike,
+    *,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> None:
     """Writes the keys and values of N new tokens into their slots of one layer of the cache.
 
@@ -20,11 +22,13 @@ def kv_write(
         slots: ``[B, N]`` int32, each in ``-1 .. S - 1``; -1 skips the token.
         cache_layer: ``[2, B, Hkv, S, D]`` of the same dtype, written in place; only its last
             dimension must be contiguous.
+        backend, stream: as for `kv_commit`. On "cuda" a slot outside ``-1 .. S - 1`` is skipped.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
     """
-    _C.kv_write(key, value, slots, cache_layer)
+    _C.kv_write(key, value, slots, cache_layer, backend, stream)
 
 
 def kv_commit(

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from specbranch import _C
-from specbranch.ops._common import TensorLike, new_like, shape_of
+from specbranch.ops._common import Backend, TensorLike, new_like, shape_of
 
 
 def rope_kv_write(
@@ -22,6 +22,8 @@ def rope_kv_write(
     k_norm: TensorLike | None = None,
     eps: float = 1e-6,
     out: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> TensorLike:
     """Splits the projected q, k, v of N tokens, rotates q and k, and writes k and v to the cache.
 
@@ -38,12 +40,15 @@ def rope_kv_write(
         q_norm, k_norm: ``[D]`` weights of qkv's dtype.
         eps: added to the mean square.
         out: ``[B, N, Hq, D]`` to be filled with the rotated q.
+        backend, stream: as for `kv_commit`. On "cuda" a position outside the tables gives NaN, a
+            slot outside ``-1 .. S - 1`` is skipped.
 
     Returns:
         The rotated q ``[B, N, Hq, D]``.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
 
     Rotary embeddings: Su et al., "RoFormer" (2021), https://arxiv.org/abs/2104.09864.
     """
@@ -62,6 +67,8 @@ def rope_kv_write(
         k_norm,
         eps,
         out,
+        backend,
+        stream,
     )
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 
 #: Largest relative error of rounding to the dtype.
@@ -45,6 +46,16 @@ KINDS = [
     Kind("numpy", "float32"),
     Kind("numpy", "float16"),
 ]
+
+
+def on_device(backend: str, *tensors: Any) -> list[Any]:
+    """The arguments of an op where the backend wants them; None and numbers stay."""
+    return [t.cuda() if backend == "cuda" and hasattr(t, "cuda") else t for t in tensors]
+
+
+def skip_numpy_on_device(backend: str, kind: Kind) -> None:
+    if backend == "cuda" and kind.library == "numpy":
+        pytest.skip("NumPy arrays are not on the device")
 
 
 def values(tensor: Any) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from ops.arrays import Kind, values
+from ops.arrays import Kind, on_device, skip_numpy_on_device, values
 
 from specbranch import _C, ops
 from specbranch.testing import oracles_cache as oracles
@@ -47,15 +47,10 @@ def random_path(rng: np.random.Generator, case: Case) -> tuple[np.ndarray, np.nd
     return sources, start, length
 
 
-def on_device(backend: str, *tensors: Any) -> list[Any]:
-    return [t.cuda() if backend == "cuda" else t for t in tensors]
-
-
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_matches_oracle(backend: str, kind: Kind, case: Case, seed: int) -> None:
-    if backend == "cuda" and kind.library == "numpy":
-        pytest.skip("NumPy arrays are not on the device")
+    skip_numpy_on_device(backend, kind)
     rng = np.random.default_rng(seed)
     shape = (case.layers, 2, case.batch, case.heads, case.slots, case.dim)
     cache = kind.floats(rng.normal(size=shape))

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from ops.arrays import Kind, assert_close, values
+from ops.arrays import Kind, assert_close, on_device, skip_numpy_on_device, values
 
 from specbranch import ops
 from specbranch.testing import oracles_cache as oracles
@@ -28,6 +28,8 @@ CASES = [
     Case(1, 33, 2, 1, 16, True),
     Case(1, 5, 3, 3, 6, False),
     Case(1, 7, 2, 2, 40, True),
+    Case(1, 5, 2, 1, 128, True),
+    Case(1, 2, 2, 1, 130, True),
     Case(1, 256, 4, 2, 32, False),
     Case(1, 0, 4, 2, 16, False),
     Case(0, 3, 4, 2, 16, True),
@@ -41,7 +43,8 @@ def tables(dim: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_matches_oracle(kind: Kind, case: Case) -> None:
+def test_matches_oracle(backend: str, kind: Kind, case: Case) -> None:
+    skip_numpy_on_device(backend, kind)
     rng = np.random.default_rng(0)
     slots = case.nodes + 6
     heads = case.q_heads + 2 * case.kv_heads
@@ -57,19 +60,21 @@ def test_matches_oracle(kind: Kind, case: Case) -> None:
     want_q, want_layer = oracles.rope_kv_write(
         values(qkv), cos, sin, positions, where, values(layer), case.q_heads, *floats, 1e-5
     )
-    tensors = (kind.floats(cos, "float32"), kind.floats(sin, "float32"))
+    tables_of = (kind.floats(cos, "float32"), kind.floats(sin, "float32"))
+    where_of = (kind.ints(positions), kind.ints(where))
     out = kind.poisoned(case.batch, case.nodes, case.q_heads, case.dim)
+    *args, layer, q_norm, k_norm, out = on_device(
+        backend, qkv, *tables_of, *where_of, layer, *norms, out
+    )
     q = ops.rope_kv_write(
-        qkv,
-        *tensors,
-        kind.ints(positions),
-        kind.ints(where),
+        *args,
         layer,
         case.q_heads,
-        q_norm=norms[0],
-        k_norm=norms[1],
+        q_norm=q_norm,
+        k_norm=k_norm,
         eps=1e-5,
         out=out,
+        backend=backend,
     )
     assert q is out
     assert_close(q, want_q, kind, magnitude=20.0, terms=8)
@@ -110,10 +115,13 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), BAD)
-def test_bad_input(change: dict[str, Any], error: type[Exception], message: str) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+def test_bad_input(
+    change: dict[str, Any], error: type[Exception], message: str, backend: Any
+) -> None:
     given = given_arguments() | change
     with pytest.raises(error, match=message):
-        ops.rope_kv_write(*given.values())
+        ops.rope_kv_write(*given.values(), backend=backend)
     assert (given["layer"] == 0).all(), "written to before the check"
 
 

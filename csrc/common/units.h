@@ -1,0 +1,36 @@
+// Copies in the widest unit that everything involved allows: 16, 4 or 2 bytes.
+#pragma once
+
+#include <initializer_list>
+
+#include "common/gpu.h"
+
+namespace specbranch::SB_GPU {
+
+struct alignas(16) Unit16 {
+  uint32_t words[4];
+};
+
+inline bool aligned(std::initializer_list<const void*> pointers, uint64_t bytes) {
+  for (const void* pointer : pointers)
+    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
+  return true;
+}
+
+// Every step of the cache layer, and its beginning, is a multiple of `bytes`.
+inline bool aligned(const CacheLayer& cache, uint64_t bytes) {
+  const int64_t strides[] = {cache.kv_stride, cache.batch_stride, cache.head_stride, cache.slot_stride};
+  for (const int64_t stride : strides)
+    if (stride * element_size(cache.dtype) % static_cast<int64_t>(bytes) != 0) return false;
+  return aligned({cache.data}, bytes);
+}
+
+// Calls go(Unit{}) with the widest unit for which fits(its size) holds; 2 bytes, half an element or more, always does.
+template <typename Fits, typename Go>
+void with_unit(const Fits& fits, const Go& go) {
+  if (fits(sizeof(Unit16))) return go(Unit16{});
+  if (fits(sizeof(uint32_t))) return go(uint32_t{});
+  go(uint16_t{});
+}
+
+}  // namespace specbranch::SB_GPU
