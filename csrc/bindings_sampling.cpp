@@ -4,6 +4,7 @@
 #include <string>
 
 #include "bindings.h"
+#include "common/backend.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
 
@@ -93,23 +94,26 @@ void logit_cutoff(py::handle logits_, py::handle temperature_, py::handle top_k_
 
 void sample(py::handle logits_, py::handle temperature_, py::handle seed_, py::handle position_, py::handle cutoff_,
             py::handle lane_, bool gumbel, int32_t purpose, py::handle token_, py::handle probability_,
-            py::handle max_probability_, py::handle entropy_) {
-  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided);
-  TensorArg temperature("temperature", temperature_, kFloat32, "[B]");
-  TensorArg seed("seed", seed_, kInt64, "[B]");
-  TensorArg position("position", position_, kInt64, "[B]");
-  TensorArg cutoff("cutoff", cutoff_, kFloat32, "[B]", kOptional);
-  TensorArg lane("lane", lane_, kInt32, "[B]", kOptional);
-  TensorArg token("out.token", token_, kInt32, "[B]", kWritable);
-  TensorArg probability("out.probability", probability_, kFloat32, "[B]", kWritable);
-  TensorArg max_probability("out.max_probability", max_probability_, kFloat32, "[B]", kWritable);
-  TensorArg entropy("out.entropy", entropy_, kFloat32, "[B]", kWritable);
+            py::handle max_probability_, py::handle entropy_, py::handle backend_, py::handle stream_) {
+  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided | kAnyDevice);
+  TensorArg temperature("temperature", temperature_, kFloat32, "[B]", kAnyDevice);
+  TensorArg seed("seed", seed_, kInt64, "[B]", kAnyDevice);
+  TensorArg position("position", position_, kInt64, "[B]", kAnyDevice);
+  TensorArg cutoff("cutoff", cutoff_, kFloat32, "[B]", kOptional | kAnyDevice);
+  TensorArg lane("lane", lane_, kInt32, "[B]", kOptional | kAnyDevice);
+  TensorArg token("out.token", token_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg probability("out.probability", probability_, kFloat32, "[B]", kWritable | kAnyDevice);
+  TensorArg max_probability("out.max_probability", max_probability_, kFloat32, "[B]", kWritable | kAnyDevice);
+  TensorArg entropy("out.entropy", entropy_, kFloat32, "[B]", kWritable | kAnyDevice);
   const int64_t B = logits.size(0), V = logits.size(1);
   check_vocabulary(logits, V);
   for (const TensorArg* arg :
        {&temperature, &seed, &position, &cutoff, &lane, &token, &probability, &max_probability, &entropy})
     arg->sizes({B});
-  check_temperature(temperature);
+  const Backend backend(
+      backend_, stream_,
+      {&logits, &temperature, &seed, &position, &cutoff, &lane, &token, &probability, &max_probability, &entropy});
+  if (backend.on_cpu()) check_temperature(temperature);
   SampleParams params{B,
                       V,
                       gumbel ? Draw::kGumbel : Draw::kInverseCdf,
@@ -124,7 +128,7 @@ void sample(py::handle logits_, py::handle temperature_, py::handle seed_, py::h
                       probability.data<float>(),
                       max_probability.data<float>(),
                       entropy.data<float>()};
-  run(microseconds(B * V), [&] { cpu::sample(params); });
+  backend.run(microseconds(B * V), params, SB_BACKENDS(sample));
 }
 
 void branch_topk(py::handle logits_, py::handle temperature_, py::handle cutoff_, py::handle seed_,

@@ -300,6 +300,7 @@ void kv_commit(const KvCommitParams&, void* stream);
 void kv_write(const KvWriteParams&, void* stream);
 void rope_kv_write(const RopeKvWriteParams&, void* stream);
 void tree_mask(const TreeMaskParams&, void* stream);
+void sample(const SampleParams&, void* stream);
 }  // namespace cuda
 namespace simt {
 // In which order the emulated threads run.
@@ -308,6 +309,7 @@ void kv_commit(const KvCommitParams&, Order);
 void kv_write(const KvWriteParams&, Order);
 void rope_kv_write(const RopeKvWriteParams&, Order);
 void tree_mask(const TreeMaskParams&, Order);
+void sample(const SampleParams&, Order);
 }  // namespace simt
 
 }  // namespace specbranch

@@ -127,6 +127,8 @@ def sample(
     probability: _Tensor,
     max_probability: _Tensor,
     entropy: _Tensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
 def branch_topk(

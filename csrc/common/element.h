@@ -48,6 +48,6 @@ SB_HD void from_float(float value, Float16* out) {
   out->bits = static_cast<uint16_t>(half | (bits >> 16 & 0x8000u));
 }
 
-inline int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
+SB_HD int64_t element_size(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 
 }  // namespace specbranch

@@ -24,6 +24,7 @@
 #include "common/launch.h"
 
 #define SB_GPU cuda
+#define SB_UNROLL _Pragma("unroll")  // a loop over an array that is to live in registers
 #define SB_DYNAMIC_SHARED(type, name)                  \
   extern __shared__ __align__(128) char sb_dynamic_[]; \
   type* name = reinterpret_cast<type*>(sb_dynamic_)
@@ -49,6 +50,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 #include "simt/simt.h"
 
 #define SB_GPU simt
+#define SB_UNROLL
 
 namespace specbranch::simt {
 

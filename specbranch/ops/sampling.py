@@ -17,7 +17,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .. import _C
-from ._common import TensorLike, new, shape_of
+from ._common import Backend, TensorLike, new, shape_of
 from ._rows import is_gumbel, rows
 
 PURPOSE_ACCEPT, PURPOSE_RECOVER, PURPOSE_DRAFT, PURPOSE_GUMBEL = 0, 1, 2, 3
@@ -80,6 +80,8 @@ def sample(
     draw: str = "inverse_cdf",
     purpose: int = PURPOSE_DRAFT,
     out: SampleResult | tuple[TensorLike, ...] | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> SampleResult:
     """Draw one token from each row of ``logits [B, V]``.
 
@@ -87,11 +89,14 @@ def sample(
     branches that draw at one position. ``draw="inverse_cdf"`` uses one uniform a row, tokens in
     index order; ``draw="gumbel"`` takes the argmax of ``logits / temperature`` plus Gumbel noise
     that depends on (seed, position, token) only, whatever lane and purpose say: the coupled mode.
+    ``backend`` and ``stream``: as for ``kv_commit``; on "cuda" all arguments are on the device,
+    and temperatures are not checked.
     """
     if out is None:
         batch = shape_of(logits, "logits", "[B, V]")[:1]
         floats = [new(logits, batch, "float32") for _ in range(3)]
         out = SampleResult(new(logits, batch, "int32"), *floats)
+    result = out if isinstance(out, SampleResult) else SampleResult(*out)
     _C.sample(
         logits,
         rows("temperature", temperature, logits, "float32"),
@@ -101,9 +106,11 @@ def sample(
         lane,
         is_gumbel(draw),
         purpose,
-        *out,
+        *result,
+        backend,
+        stream,
     )
-    return out if isinstance(out, SampleResult) else SampleResult(*out)
+    return result
 
 
 def branch_topk(

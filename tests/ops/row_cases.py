@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,53 @@ def i64(values: Any) -> torch.Tensor:
 def f32(values: Any) -> torch.Tensor:
     """A float32 tensor."""
     return torch.as_tensor(np.asarray(values), dtype=torch.float32)
+
+
+def moved(value: Any, device: str) -> Any:
+    """Arrays as tensors on that device, tuples element by element, anything else as it is."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        items = [moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    return value
+
+
+def run_on(backend: str, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Calls an op on a backend; on "cuda" its arguments go to the device and the results back."""
+    if backend != "cuda":
+        return op(*args, **kwargs, backend=backend)
+    args = tuple(moved(value, "cuda") for value in args)
+    kwargs = {name: moved(value, "cuda") for name, value in kwargs.items()}
+    return moved(op(*args, **kwargs, backend=backend), "cpu")
+
+
+def same_bits(got: Any, wanted: Any) -> bool:
+    """Whether all outputs are equal; NaN equals NaN."""
+    return all(
+        np.array_equal(np.asarray(x).view(np.int32), np.asarray(y).view(np.int32))
+        for x, y in zip(got, wanted, strict=True)
+    )
+
+
+#: Vocabularies around the sizes of a warp and of a chunk.
+SIZES = [1, 2, 31, 33, 100, 1023, 1024, 1025, 5000]
+
+
+def random_logits(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Any kind and dtype, and now and then a NaN or an infinity in it."""
+    x = logits_of(KINDS[int(rng.integers(len(KINDS)))], rng, *shape)
+    if rng.random() < 0.3:
+        x[rng.random(shape) < 0.3 / shape[-1]] = rng.choice(np.float32([np.nan, np.inf, -np.inf]))
+    return stored(x, list(DTYPES)[int(rng.integers(3))])
+
+
+def random_cutoffs(rng: np.random.Generator, *shape: int) -> torch.Tensor | None:
+    """None, or one a row: most cut something, one in ten is NaN and keeps nothing."""
+    if rng.random() < 0.5:
+        return None
+    cutoff = rng.standard_normal(shape) * 1.5
+    cutoff[rng.random(shape) < 0.1] = np.nan
+    return f32(cutoff)

@@ -5,7 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.row_cases import DTYPES, KINDS, exact, f32, i32, i64, logits_of, make_rng, stored, strided
+from ops.row_cases import (
+    DTYPES,
+    KINDS,
+    exact,
+    f32,
+    i32,
+    i64,
+    logits_of,
+    make_rng,
+    random_cutoffs,
+    random_logits,
+    run_on,
+    same_bits,
+    stored,
+    strided,
+)
+from ops.row_cases import SIZES as EDGES
 
 from specbranch import ops
 from specbranch.testing import oracles_sampling as oracle
@@ -36,7 +52,7 @@ def check(
 
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_oracle(kind: str, draw: str) -> None:
+def test_against_oracle(backend: str, kind: str, draw: str) -> None:
     rng, _ = make_rng()
     allowed = []
     for size in SIZES:
@@ -49,11 +65,11 @@ def test_against_oracle(kind: str, draw: str) -> None:
         seed, position = rng.integers(-(2**63), 2**63 - 1, B), rng.integers(0, 2**40, B)
         lane = rng.integers(0, 9, B)
         out = ops.SampleResult(i32([-7] * B), *(f32([-7.0] * B) for _ in range(3)))
-        got = ops.sample(
-            logits, f32(temperature), i64(seed), i64(position),
+        got = run_on(
+            backend, ops.sample, logits, f32(temperature), i64(seed), i64(position),
             cutoff=cutoff, lane=i32(lane), draw=draw, purpose=ops.PURPOSE_RECOVER, out=out,
         )  # fmt: skip
-        assert got is out
+        assert got is out or backend == "cuda"
         for b in range(B):
             request = oracle.Request(float(temperature[b]), int(seed[b]), int(position[b]), draw)
             more = {"cutoff": float(cutoff[b]), "lane": int(lane[b]), "purpose": oracle.RECOVER}
@@ -112,7 +128,7 @@ def test_positions_lanes_and_purposes_are_independent_draws() -> None:
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "nothing finite", "nan cutoff"])
-def test_bad_rows(bad: float | str, temperature: float, draw: str) -> None:
+def test_bad_rows(backend: str, bad: float | str, temperature: float, draw: str) -> None:
     logits = np.zeros((2, 1500), np.float32)
     cutoff = np.float32([-np.inf, -np.inf])
     if bad == "nothing finite":
@@ -121,21 +137,21 @@ def test_bad_rows(bad: float | str, temperature: float, draw: str) -> None:
         cutoff[0] = np.nan
     else:
         logits[0, 1400] = bad
-    got = ops.sample(logits, temperature, 1, 2, cutoff=cutoff, draw=draw)
-    assert isinstance(got.token, np.ndarray)
+    got = run_on(backend, ops.sample, logits, temperature, 1, 2, cutoff=cutoff, draw=draw)
+    assert isinstance(got.token, np.ndarray) or backend == "cuda"
     if bad != "nan cutoff" or temperature > 0:
         assert got.token[0] == -1 and np.isnan(got.entropy[0])
     assert got.token[1] >= 0 and np.isfinite(got.entropy[1])
 
 
-def test_extreme_uniforms_never_give_an_impossible_token() -> None:
+def test_extreme_uniforms_never_give_an_impossible_token(backend: str) -> None:
     """Only every 97th token is possible; the smallest and largest of 300,000 uniforms are tried."""
     logits = torch.full((1, 5000), -np.inf)
     logits[0, 50::97] = torch.linspace(-40, 0, len(range(50, 5000, 97)))
     seeds = torch.arange(300_000)
     u = oracle.uniform(seeds.numpy(), 0, 0, oracle.DRAFT)
     extreme = seeds[np.argsort(u)[np.r_[:50, -50:0]]]
-    token = ops.sample(logits.expand(100, 5000), 1.0, extreme, 0).token
+    token = run_on(backend, ops.sample, logits.expand(100, 5000), 1.0, extreme, 0).token
     assert ((token - 50) % 97 == 0).all()
 
 
@@ -157,6 +173,25 @@ def test_threads_change_nothing() -> None:
         results.append(torch.stack([x.to(torch.float64) for result in drawn for x in result]))
     torch.set_num_threads(before)
     assert results[1].equal(results[0]) and results[2].equal(results[0])
+
+
+@pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
+def test_same_bits_as_cpu(backend: str, draw: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the others are compared with it")
+    rng, _ = make_rng()
+    for V in EDGES * 4:
+        B = 200 if V <= 100 else 8
+        given = dict(
+            logits=random_logits(rng, B, V),
+            temperature=f32(rng.choice([0, 0.3, 1, 1, 1.7, 1e-38, 3e38], B)),
+            seed=i64(rng.integers(-(2**63), 2**63 - 1, B)),
+            position=i64(rng.integers(0, 2**40, B)),
+            cutoff=random_cutoffs(rng, B),
+            lane=None if rng.random() < 0.5 else i32(rng.integers(0, 9, B)),
+        )
+        wanted = ops.sample(**given, draw=draw)
+        assert same_bits(run_on(backend, ops.sample, **given, draw=draw), wanted), given
 
 
 WRONG = [
