@@ -86,20 +86,6 @@ class DraftBuffers:
 
 
 def draft_steps(
-    self,
-    tokens: Sequence[int],
-    branches: int,
-    steps: int,
-    sampler: Sampler,
-    position: int,
-    stop_below: float,
-    out: DraftBuffers,
-) -> int:
-    """As the function of that name; the tokens are checked to be in the vocabulary."""
-    ...
-
-
-def draft_steps(
     state: DecoderState,
     tokens: Sequence[int],
     branches: int,

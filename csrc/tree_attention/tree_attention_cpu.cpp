@@ -5,12 +5,14 @@
 //
 // Layout: q, out [B, N, Hq, D]; cache [2, B, Hkv, S, D] strided, last dimension contiguous.
 // Work:   a task is (row b, key-value head, 64 query rows); a query row is (node, query head of the group), so that all
-//         of them share one block of 128 keys and values, converted to float32 once where need be. Tasks go to threads.
-// Bound:  by multiply-adds for N > 4 or so, else by the bytes of the prefix. No split over the prefix: a single row
-// with
-//         one key-value head runs on one thread.
-// Order:  online softmax over blocks of 128 slots; a dot product is summed in 8 lanes (element d in lane d % 8), lanes
-//         pairwise; values are added slot by slot. The order depends on nothing but the slot numbers.
+//         of them share one block of 128 keys and values. The keys are transposed once a block, so that a vector holds
+//         one element of 16 keys and no dot product needs a sum over lanes; rows go four at a time and share every
+//         load.
+// Bound:  by multiply-adds. No split over the prefix: one key-value head runs on one thread.
+// Order:  online softmax over blocks of 128 slots (by slot number); a dot product is summed over d from 0 up, the
+// weights
+//         of a block in 16 lanes (slot s in lane s % 16) and pairwise, values slot by slot. A row's bits depend on
+//         nothing but the slot numbers: not on the other rows, not on the threads.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -26,15 +28,18 @@ namespace {
 
 constexpr int64_t kBlock = 128;  // slots
 constexpr int64_t kRows = 64;    // query rows of a task
-constexpr int kWidth = 8;        // floats of a vector
+constexpr int kWidth = 16;       // floats of a vector
+constexpr int kShared = 4;       // query rows that share loads
 
-// Eight floats, not necessarily aligned.
+// Not necessarily aligned.
 typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
+typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
 
 // Thread-local, grown once: no allocation in the steady state.
 struct Scratch {
-  std::vector<float> queries, sums, keys, values;
-  float max[kRows], total[kRows], scores[2][kBlock];
+  std::vector<float> queries, sums, keys, values, transposed;
+  float max[kRows], total[kRows], decay[kShared];
+  alignas(64) float scores[kShared][kBlock];
 };
 
 struct Task {
@@ -50,72 +55,89 @@ struct Task {
   int64_t offset(int64_t row) const { return ((b * p.N + node(row)) * p.Hq + head(row)) * p.D; }
 };
 
-// The vectors' sums over their lanes, in one vector: lane k is the sum of v[k].
-SB_INLINE Vec add_lanes_of_8(const Vec* v) {
-  Vec pair[4], quad[2];
+// Eight elements of each of eight keys, to eight rows of kBlock columns.
+SB_INLINE void transpose_8x8(const float* const* key, float* out) {
+  Vec8 in[8], pairs[8], quads[8];
+  for (int i = 0; i < 8; ++i) in[i] = *reinterpret_cast<const Vec8*>(key[i]);
   for (int i = 0; i < 4; ++i) {
-    pair[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 8, 2, 10, 4, 12, 6, 14) +
-              __builtin_shufflevector(v[2 * i], v[2 * i + 1], 1, 9, 3, 11, 5, 13, 7, 15);
+    pairs[2 * i] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+    pairs[2 * i + 1] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
   }
-  for (int i = 0; i < 2; ++i) {
-    quad[i] = __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
-              __builtin_shufflevector(pair[2 * i], pair[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
-  }
-  return __builtin_shufflevector(quad[0], quad[1], 0, 1, 2, 3, 8, 9, 10, 11) +
-         __builtin_shufflevector(quad[0], quad[1], 4, 5, 6, 7, 12, 13, 14, 15);
-}
-
-// Dot products of a query with `count` keys, `stride` floats apart; the keys after the last are not read.
-SB_INLINE void dot_products(const float* query, const float* keys, int64_t stride, int64_t count, int64_t width,
-                            float* scores) {
-  for (int64_t first = 0; first < count; first += kWidth) {
-    const float* key[kWidth];
-    for (int64_t i = 0; i < kWidth; ++i) key[i] = keys + std::min(first + i, count - 1) * stride;
-    Vec sums[kWidth] = {};
-    for (int64_t d = 0; d < width; d += kWidth) {
-      const Vec q = *reinterpret_cast<const Vec*>(query + d);
-      for (int i = 0; i < kWidth; ++i) sums[i] += q * *reinterpret_cast<const Vec*>(key[i] + d);
+  for (int half = 0; half < 2; ++half) {
+    for (int i = 0; i < 2; ++i) {
+      const Vec8 low = pairs[4 * half + i], high = pairs[4 * half + 2 + i];
+      quads[4 * half + 2 * i] = __builtin_shufflevector(low, high, 0, 1, 8, 9, 4, 5, 12, 13);
+      quads[4 * half + 2 * i + 1] = __builtin_shufflevector(low, high, 2, 3, 10, 11, 6, 7, 14, 15);
     }
-    *reinterpret_cast<Vec*>(scores + first) = add_lanes_of_8(sums);
+  }
+  for (int i = 0; i < 4; ++i) {
+    *reinterpret_cast<Vec8*>(out + i * kBlock) =
+        __builtin_shufflevector(quads[i], quads[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
+    *reinterpret_cast<Vec8*>(out + (4 + i) * kBlock) =
+        __builtin_shufflevector(quads[i], quads[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
   }
 }
 
-// sums = sums * decay + sum_s weight[s] * value[s], four vectors of the head at a time. Slots of weight 0 are not read:
-// they may never have been written.
-template <int kVectors>
-SB_INLINE void add_values(const float* weights, const float* values, int64_t stride, int64_t count, float decay,
-                          float* sums) {
-  Vec total[kVectors];
-  for (int i = 0; i < kVectors; ++i) total[i] = *reinterpret_cast<const Vec*>(sums + i * kWidth) * decay;
-  for (int64_t s = 0; s < count; ++s) {
-    if (weights[s] == 0.0f) continue;
+// Keys [count][width] to [width][kBlock]. Columns up to the next multiple of 16 repeat the last key.
+SB_INLINE void transpose(const float* keys, int64_t stride, int64_t count, int64_t width, float* out) {
+  const int64_t columns = (count + kWidth - 1) / kWidth * kWidth;
+  for (int64_t first = 0; first < columns; first += 8) {
+    const float* key[8];
+    for (int64_t i = 0; i < 8; ++i) key[i] = keys + std::min(first + i, count - 1) * stride;
+    for (int64_t d = 0; d < width; d += 8) {
+      transpose_8x8(key, out + d * kBlock + first);
+      for (int i = 0; i < 8; ++i) key[i] += 8;
+    }
+  }
+}
+
+// Scores of kNum queries, [kNum][width], with kVectors * 16 keys.
+template <int kNum, int kVectors>
+SB_INLINE void dot_products(const float* queries, const float* transposed, int64_t width, float* scores) {
+  Vec sums[kNum][kVectors] = {};
+  for (int64_t d = 0; d < width; ++d) {
+    Vec key[kVectors];
+    for (int v = 0; v < kVectors; ++v) key[v] = *reinterpret_cast<const Vec*>(transposed + d * kBlock + v * kWidth);
+    for (int r = 0; r < kNum; ++r) {
+      const float query = queries[r * width + d];
+      for (int v = 0; v < kVectors; ++v) sums[r][v] += query * key[v];
+    }
+  }
+  for (int r = 0; r < kNum; ++r) {
+    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vec*>(scores + r * kBlock + v * kWidth) = sums[r][v];
+  }
+}
+
+// sums[r] = sums[r] * decay[r] + sum_s weight[r][s] * value[s], kVectors vectors of the head, over slots of the prefix.
+template <int kNum, int kVectors>
+SB_INLINE void add_values(const float* weights, const float* values, int64_t stride, int64_t count, const float* decay,
+                          float* sums, int64_t width) {
+  Vec total[kNum][kVectors];
+  for (int r = 0; r < kNum; ++r) {
     for (int i = 0; i < kVectors; ++i) {
-      total[i] += weights[s] * *reinterpret_cast<const Vec*>(values + s * stride + i * kWidth);
+      total[r][i] = *reinterpret_cast<const Vec*>(sums + r * width + i * kWidth) * decay[r];
     }
   }
-  for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums + i * kWidth) = total[i];
-}
-
-// The same for two rows at once, which share the values' loads and do not wait for each other's sums; each row's sums
-// are those of add_values, bit for bit.
-template <int kVectors>
-SB_INLINE void add_values_of_two(const float* const* weights, const float* values, int64_t stride, int64_t count,
-                                 const float* decay, float* const* sums) {
-  Vec total[2][kVectors];
-  for (int r = 0; r < 2; ++r) {
-    for (int i = 0; i < kVectors; ++i) total[r][i] = *reinterpret_cast<const Vec*>(sums[r] + i * kWidth) * decay[r];
-  }
   for (int64_t s = 0; s < count; ++s) {
-    if (weights[0][s] == 0.0f && weights[1][s] == 0.0f) continue;
     Vec value[kVectors];
     for (int i = 0; i < kVectors; ++i) value[i] = *reinterpret_cast<const Vec*>(values + s * stride + i * kWidth);
-    for (int r = 0; r < 2; ++r) {
-      if (weights[r][s] == 0.0f) continue;
-      for (int i = 0; i < kVectors; ++i) total[r][i] += weights[r][s] * value[i];
+    for (int r = 0; r < kNum; ++r) {
+      for (int i = 0; i < kVectors; ++i) total[r][i] += weights[r * kBlock + s] * value[i];
     }
   }
-  for (int r = 0; r < 2; ++r) {
-    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums[r] + i * kWidth) = total[r][i];
+  for (int r = 0; r < kNum; ++r) {
+    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums + r * width + i * kWidth) = total[r][i];
+  }
+}
+
+// The same for one row and slots behind the prefix. Those of weight 0 are not read: they may never have been written.
+SB_INLINE void add_tree_values(const float* weights, const float* values, int64_t stride, int64_t first, int64_t last,
+                               float* sums, int64_t width) {
+  for (int64_t s = first; s < last; ++s) {
+    if (weights[s] == 0.0f) continue;
+    for (int64_t d = 0; d < width; d += kWidth) {
+      *reinterpret_cast<Vec*>(sums + d) += weights[s] * *reinterpret_cast<const Vec*>(values + s * stride + d);
+    }
   }
 }
 
@@ -139,93 +161,99 @@ SB_INLINE void mask_scores(const Task& task, int64_t row, int64_t start, int64_t
   }
 }
 
-// Scores become weights exp(score - max); returns their sum. NaN stays NaN.
+// Scores become weights exp(score - max); returns their sum. NaN stays NaN. `count` is a multiple of 16.
 SB_INLINE float weigh(float* scores, int64_t count, float max) {
-  float lanes[kLanes] = {};
-  const int64_t padded = (count + kLanes - 1) / kLanes * kLanes;
-  for (int64_t s = count; s < padded; ++s) scores[s] = -kInfinity;
-  for (int64_t s = 0; s < padded; s += kLanes) {
-    for (int i = 0; i < kLanes; ++i) {
-      const float difference = scores[s + i] - max;
-      const float weight = exp_nonpositive(difference);
-      scores[s + i] = difference == difference ? weight : difference;
-      lanes[i] += scores[s + i];
-    }
+  for (int64_t s = 0; s < count; ++s) {
+    const float difference = scores[s] - max;
+    const float weight = exp_nonpositive(difference);
+    scores[s] = difference == difference ? weight : difference;
   }
-  return add_lanes(lanes);
+  Vec lanes = {};
+  for (int64_t s = 0; s < count; s += kWidth) lanes += *reinterpret_cast<const Vec*>(scores + s);
+  return add_lanes(reinterpret_cast<float*>(&lanes));
 }
 
 SB_INLINE float max_of(const float* scores, int64_t count) {
-  float lanes[kLanes];
-  for (float& lane : lanes) lane = -kInfinity;
-  int64_t s = 0;
-  for (; s + kLanes <= count; s += kLanes) {
-    for (int i = 0; i < kLanes; ++i) lanes[i] = scores[s + i] > lanes[i] ? scores[s + i] : lanes[i];
+  Vec lanes = Vec{} - kInfinity;
+  for (int64_t s = 0; s < count; s += kWidth) {
+    const Vec score = *reinterpret_cast<const Vec*>(scores + s);
+    lanes = score > lanes ? score : lanes;
   }
   float max = -kInfinity;
-  for (; s < count; ++s) max = scores[s] > max ? scores[s] : max;
-  for (const float lane : lanes) max = lane > max ? lane : max;
+  for (int i = 0; i < kWidth; ++i) max = lanes[i] > max ? lanes[i] : max;
   return max;
 }
 
-// Weights of one query row over one block of slots, from its scores; returns the decay of what the row has summed
-// before.
-SB_INLINE float weigh_block(const Task& task, int64_t row, int64_t start, int64_t count, const float* keys,
-                            int64_t stride, float* scores) {
+// A block of slots as the rows meet it.
+struct Block {
+  int64_t start, count, in_prefix;  // slots, how many of them, how many of those every row sees
+  const float* transposed;          // keys
+  const float* values;
+  int64_t stride;  // of values
+};
+
+// Weights of a query row over the block, from its scores; scratch.decay: of what the row has summed before.
+SB_INLINE void weigh_block(const Task& task, int64_t row, const Block& block, int64_t visible, int slot) {
   Scratch& scratch = task.scratch;
-  dot_products(scratch.queries.data() + row * task.width, keys, stride, count, task.width, scores);
-  mask_scores(task, row, start, count, scores);
-  const float max = std::max(scratch.max[row], max_of(scores, count));
+  float* scores = scratch.scores[slot];
+  mask_scores(task, row, block.start, visible, scores);
+  const int64_t padded = (visible + kWidth - 1) / kWidth * kWidth;
+  std::fill(scores + visible, scores + padded, -kInfinity);
+  const float max = std::max(scratch.max[row], max_of(scores, padded));
   // A row of NaN scores has no maximum; weights against 0 keep the NaN.
   const float base = max == -kInfinity ? 0.0f : max;
   const float decay = exp_nonpositive(scratch.max[row] - base);
-  scratch.total[row] = scratch.total[row] * decay + weigh(scores, count, base);
+  scratch.total[row] = scratch.total[row] * decay + weigh(scores, padded, base);
   scratch.max[row] = max;
-  return decay;
+  scratch.decay[slot] = decay;
 }
 
-SB_INLINE void add_block(const Task& task, const float* weights, const float* values, int64_t stride, int64_t count,
-                         float decay, float* sums) {
+template <int kNum>
+SB_INLINE void attend_rows(const Task& task, int64_t row, const Block& block) {
+  Scratch& scratch = task.scratch;
+  const int64_t width = task.width, prefix = task.p.prefix_length[task.b];
+  const float* queries = scratch.queries.data() + row * width;
+  int64_t s = 0;
+  for (; s + 2 * kWidth <= block.count; s += 2 * kWidth) {
+    dot_products<kNum, 2>(queries, block.transposed + s, width, scratch.scores[0] + s);
+  }
+  for (; s < block.count; s += kWidth) {
+    dot_products<kNum, 1>(queries, block.transposed + s, width, scratch.scores[0] + s);
+  }
+  int64_t visible[kNum];
+  for (int r = 0; r < kNum; ++r) {
+    visible[r] = std::max<int64_t>(0, std::min(block.count, prefix + tree_end(task, row + r) - block.start));
+    weigh_block(task, row + r, block, visible[r], r);
+  }
+  float* sums = scratch.sums.data() + row * width;
   int64_t d = 0;
-  for (; d + 4 * kWidth <= task.width; d += 4 * kWidth) {
-    add_values<4>(weights, values + d, stride, count, decay, sums + d);
+  for (; d + 2 * kWidth <= width; d += 2 * kWidth) {
+    add_values<kNum, 2>(scratch.scores[0], block.values + d, block.stride, block.in_prefix, scratch.decay, sums + d,
+                        width);
   }
-  for (; d < task.width; d += kWidth) add_values<1>(weights, values + d, stride, count, decay, sums + d);
-}
-
-// Two query rows, one behind the other, meet one block of slots; what only one of them sees comes last.
-SB_INLINE void attend_two(const Task& task, int64_t row, int64_t start, const int64_t* count, const float* keys,
-                          const float* values, int64_t stride) {
-  const float* weights[2];
-  float* sums[2];
-  float decay[2];
-  for (int r = 0; r < 2; ++r) {
-    float* scores = task.scratch.scores[r];
-    decay[r] = weigh_block(task, row + r, start, count[r], keys, stride, scores);
-    weights[r] = scores;
-    sums[r] = task.scratch.sums.data() + (row + r) * task.width;
+  for (; d < width; d += kWidth) {
+    add_values<kNum, 1>(scratch.scores[0], block.values + d, block.stride, block.in_prefix, scratch.decay, sums + d,
+                        width);
   }
-  const int64_t both = std::min(count[0], count[1]);
-  int64_t d = 0;
-  for (; d + 4 * kWidth <= task.width; d += 4 * kWidth) {
-    float* const at[2] = {sums[0] + d, sums[1] + d};
-    add_values_of_two<4>(weights, values + d, stride, both, decay, at);
-  }
-  for (; d < task.width; d += kWidth) {
-    float* const at[2] = {sums[0] + d, sums[1] + d};
-    add_values_of_two<1>(weights, values + d, stride, both, decay, at);
-  }
-  for (int r = 0; r < 2; ++r) {
-    if (count[r] == both) continue;
-    add_block(task, weights[r] + both, values + both * stride, stride, count[r] - both, 1.0f, sums[r]);
+  for (int r = 0; r < kNum; ++r) {
+    add_tree_values(scratch.scores[r], block.values, block.stride, block.in_prefix, visible[r], sums + r * width,
+                    width);
   }
 }
 
-SB_INLINE void attend_one(const Task& task, int64_t row, int64_t start, int64_t count, const float* keys,
-                          const float* values, int64_t stride) {
-  float* scores = task.scratch.scores[0];
-  const float decay = weigh_block(task, row, start, count, keys, stride, scores);
-  add_block(task, scores, values, stride, count, decay, task.scratch.sums.data() + row * task.width);
+SB_INLINE void attend_block(const Task& task, const Block& block) {
+  int64_t row = 0;
+  for (; row + kShared <= task.num_rows; row += kShared) attend_rows<kShared>(task, row, block);
+  switch (task.num_rows - row) {
+    case 3:
+      return attend_rows<3>(task, row, block);
+    case 2:
+      return attend_rows<2>(task, row, block);
+    case 1:
+      return attend_rows<1>(task, row, block);
+    default:
+      return;
+  }
 }
 
 // A block of keys or values as float32, padded with zeros to whole vectors; in place where it is so already.
@@ -247,7 +275,9 @@ SB_INLINE void begin(const Task& task) {
   const size_t size = task.num_rows * task.width;
   if (scratch.queries.size() < size) scratch.queries.resize(size), scratch.sums.resize(size);
   const size_t block = kBlock * task.width;
-  if (scratch.keys.size() < block) scratch.keys.resize(block), scratch.values.resize(block);
+  if (scratch.keys.size() < block) {
+    for (std::vector<float>* buffer : {&scratch.keys, &scratch.values, &scratch.transposed}) buffer->resize(block);
+  }
   std::fill_n(scratch.sums.begin(), size, 0.0f);
   for (int64_t row = 0; row < task.num_rows; ++row) {
     const T* q = static_cast<const T*>(p.q) + task.offset(row);
@@ -289,16 +319,10 @@ SB_INLINE void attend(const Task& task) {
       value_block = load_block(value, cache.slot_stride, count, p.D, task.width, task.scratch.values);
     }
     const int64_t stride = in_place ? cache.slot_stride : task.width;
-    for (int64_t row = 0; row < task.num_rows; ++row) {
-      const int64_t visible[2] = {
-          std::min(count, prefix + tree_end(task, row) - start),
-          row + 1 < task.num_rows ? std::min(count, prefix + tree_end(task, row + 1) - start) : 0};
-      if (visible[0] > 0 && visible[1] > 0) {
-        attend_two(task, row++, start, visible, key_block, value_block, stride);
-      } else if (visible[0] > 0) {
-        attend_one(task, row, start, visible[0], key_block, value_block, stride);
-      }
-    }
+    float* transposed = task.scratch.transposed.data();
+    transpose(key_block, stride, count, task.width, transposed);
+    const int64_t in_prefix = std::max<int64_t>(0, std::min(count, prefix - start));
+    attend_block(task, {start, count, in_prefix, transposed, value_block, stride});
   }
   finish<T>(task);
 }
