@@ -71,29 +71,32 @@ void rope_kv_write(py::handle qkv_, py::handle cos_, py::handle sin_, py::handle
   backend.run(static_cast<double>(qkv.numel()) * 5e-4, params, SB_BACKENDS(rope_kv_write));
 }
 
-void add_rms_norm(py::handle residual_, py::handle weight_, py::handle delta_, float eps, py::handle out_) {
-  TensorArg residual("residual", residual_, kFloating, "[rows, D]", kWritable);
-  TensorArg weight("weight", weight_, residual.type(), "[D]");
-  TensorArg delta("delta", delta_, residual.type(), "[rows, D]", kOptional);
-  TensorArg out("out", out_, residual.type(), "[rows, D]", kWritable);
+void add_rms_norm(py::handle residual_, py::handle weight_, py::handle delta_, float eps, py::handle out_,
+                  py::handle backend_, py::handle stream_) {
+  TensorArg residual("residual", residual_, kFloating, "[rows, D]", kWritable | kAnyDevice);
+  TensorArg weight("weight", weight_, residual.type(), "[D]", kAnyDevice);
+  TensorArg delta("delta", delta_, residual.type(), "[rows, D]", kOptional | kAnyDevice);
+  TensorArg out("out", out_, residual.type(), "[rows, D]", kWritable | kAnyDevice);
   const int64_t rows = residual.size(0), D = residual.size(1);
   weight.sizes({D});
   delta.sizes({rows, D});
   out.sizes({rows, D});
+  const Backend backend(backend_, stream_, {&residual, &weight, &delta, &out});
   AddRmsNormParams params{rows, D, residual.dtype(), eps, delta.data(), weight.data(), residual.data(), out.data()};
-  run(static_cast<double>(rows * D) * 5e-4, [&] { cpu::add_rms_norm(params); });
+  backend.run(static_cast<double>(rows * D) * 5e-4, params, SB_BACKENDS(add_rms_norm));
 }
 
-void silu_mul(py::handle gate_up_, py::handle out_) {
-  TensorArg gate_up("gate_up", gate_up_, kFloating, "[rows, 2F]");
-  TensorArg out("out", out_, gate_up.type(), "[rows, F]", kWritable);
+void silu_mul(py::handle gate_up_, py::handle out_, py::handle backend_, py::handle stream_) {
+  TensorArg gate_up("gate_up", gate_up_, kFloating, "[rows, 2F]", kAnyDevice);
+  TensorArg out("out", out_, gate_up.type(), "[rows, F]", kWritable | kAnyDevice);
   const int64_t rows = gate_up.size(0), F = gate_up.size(1) / 2;
   if (gate_up.size(1) % 2 != 0) {
     gate_up.fail_value("had " + std::to_string(gate_up.size(1)) + " columns, must have an even number, [rows, 2F]");
   }
   out.sizes({rows, F});
+  const Backend backend(backend_, stream_, {&gate_up, &out});
   SiluMulParams params{rows, F, gate_up.dtype(), gate_up.data(), out.data()};
-  run(static_cast<double>(rows * F) * 1e-3, [&] { cpu::silu_mul(params); });
+  backend.run(static_cast<double>(rows * F) * 1e-3, params, SB_BACKENDS(silu_mul));
 }
 
 void linear(py::handle x_, py::handle weight_, py::handle bias_, py::handle out_) {

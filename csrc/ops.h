@@ -296,6 +296,8 @@ void draft(const DraftParams&);
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
 namespace cuda {
+void add_rms_norm(const AddRmsNormParams&, void* stream);
+void silu_mul(const SiluMulParams&, void* stream);
 void kv_commit(const KvCommitParams&, void* stream);
 void kv_write(const KvWriteParams&, void* stream);
 void rope_kv_write(const RopeKvWriteParams&, void* stream);
@@ -305,6 +307,8 @@ void sample(const SampleParams&, void* stream);
 namespace simt {
 // In which order the emulated threads run.
 enum class Order : int32_t { kForward, kReverse, kRandom };
+void add_rms_norm(const AddRmsNormParams&, Order);
+void silu_mul(const SiluMulParams&, Order);
 void kv_commit(const KvCommitParams&, Order);
 void kv_write(const KvWriteParams&, Order);
 void rope_kv_write(const RopeKvWriteParams&, Order);

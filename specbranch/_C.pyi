@@ -71,9 +71,13 @@ def add_rms_norm(
     delta: _OptionalTensor,
     eps: float,
     out: _Tensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
-def silu_mul(gate_up: _Tensor, out: _Tensor, /) -> None: ...
+def silu_mul(
+    gate_up: _Tensor, out: _Tensor, backend: str | None, stream: int | None, /
+) -> None: ...
 def linear(x: _Tensor, weight: _Tensor, bias: _OptionalTensor, out: _Tensor, /) -> None: ...
 
 class Decoder:

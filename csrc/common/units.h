@@ -1,4 +1,4 @@
-// Copies in the widest unit that everything involved allows: 16, 4 or 2 bytes.
+// Accesses as wide as everything involved allows: units of 16, 4 or 2 bytes, or packs of elements.
 #pragma once
 
 #include <initializer_list>
@@ -10,6 +10,22 @@ namespace specbranch::SB_GPU {
 struct alignas(16) Unit16 {
   uint32_t words[4];
 };
+
+// kPack neighbouring elements in one access.
+template <typename T, int kPack>
+struct alignas(sizeof(T) * kPack) Pack {
+  T values[kPack];
+};
+
+template <typename T, int kPack>
+__device__ Pack<T, kPack> load_pack(const T* source) {
+  return *reinterpret_cast<const Pack<T, kPack>*>(source);
+}
+
+template <typename T, int kPack>
+__device__ void store_pack(const Pack<T, kPack>& pack, T* destination) {
+  *reinterpret_cast<Pack<T, kPack>*>(destination) = pack;
+}
 
 inline bool aligned(std::initializer_list<const void*> pointers, uint64_t bytes) {
   for (const void* pointer : pointers)

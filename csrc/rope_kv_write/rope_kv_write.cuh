@@ -20,22 +20,6 @@ namespace specbranch::SB_GPU {
 
 constexpr int kRopeWarps = 4;
 
-// kPack neighbouring elements in one access.
-template <typename T, int kPack>
-struct alignas(sizeof(T) * kPack) Pack {
-  T values[kPack];
-};
-
-template <typename T, int kPack>
-__device__ Pack<T, kPack> load_pack(const T* source) {
-  return *reinterpret_cast<const Pack<T, kPack>*>(source);
-}
-
-template <typename T, int kPack>
-__device__ void store_pack(const Pack<T, kPack>& pack, T* destination) {
-  *reinterpret_cast<Pack<T, kPack>*>(destination) = pack;
-}
-
 // 1 / sqrt(mean(x^2) + eps) of one head, by the whole warp.
 template <typename T, int kPack>
 __device__ float inverse_rms(const T* x, int D, float eps, int lane) {

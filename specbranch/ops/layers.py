@@ -80,6 +80,8 @@ def add_rms_norm(
     *,
     eps: float,
     out: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> TensorLike:
     """``residual += delta``, in place; returns ``residual / rms(residual) * weight``.
 
@@ -91,34 +93,44 @@ def add_rms_norm(
         delta: ``[rows, D]`` of the same dtype, or None.
         eps: added to the mean square.
         out: ``[rows, D]`` to be filled.
+        backend, stream: as for `kv_commit`.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
 
     Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), https://arxiv.org/abs/1910.07467.
     """
     if out is None:
         out = new_like(residual, shape_of(residual, "residual", "[rows, D]"))
-    _C.add_rms_norm(residual, weight, delta, eps, out)
+    _C.add_rms_norm(residual, weight, delta, eps, out, backend, stream)
     return out
 
 
-def silu_mul(gate_up: TensorLike, *, out: TensorLike | None = None) -> TensorLike:
+def silu_mul(
+    gate_up: TensorLike,
+    *,
+    out: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
+) -> TensorLike:
     """``silu(gate) * up`` of a joint projection, ``silu(x) = x / (1 + exp(-x))``.
 
     Args:
         gate_up: ``[rows, 2F]`` float32, bfloat16 or float16: F of gate, then F of up.
         out: ``[rows, F]`` to be filled.
+        backend, stream: as for `kv_commit`.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
 
     Shazeer, "GLU Variants Improve Transformer" (2020), https://arxiv.org/abs/2002.05202.
     """
     if out is None:
         rows, width = shape_of(gate_up, "gate_up", "[rows, 2F]")
         out = new_like(gate_up, (rows, width // 2))
-    _C.silu_mul(gate_up, out)
+    _C.silu_mul(gate_up, out, backend, stream)
     return out
 
 

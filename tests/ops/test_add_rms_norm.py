@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.arrays import Kind, assert_close, values
+from ops.arrays import Kind, assert_close, on_device, skip_numpy_on_device, values
 
 from specbranch import ops
 from specbranch.testing import oracles_cache as oracles
@@ -15,20 +15,25 @@ SIZES = [(1, 1), (1, 192), (9, 256), (33, 17), (300, 64), (2, 4097), (0, 64), (3
 
 @pytest.mark.parametrize(("rows", "dim"), SIZES)
 @pytest.mark.parametrize("with_delta", [True, False], ids=["delta", "plain"])
-def test_matches_oracle(kind: Kind, rows: int, dim: int, with_delta: bool) -> None:
+def test_matches_oracle(backend: str, kind: Kind, rows: int, dim: int, with_delta: bool) -> None:
+    skip_numpy_on_device(backend, kind)
     rng = np.random.default_rng(dim)
     residual, delta = (kind.floats(rng.normal(size=(rows, dim))) for _ in range(2))
     weight = kind.floats(rng.normal(size=dim))
     total = values(residual) + (values(delta) if with_delta else 0)
-    out = kind.poisoned(rows, dim)
-    given = ops.add_rms_norm(residual, weight, delta if with_delta else None, eps=1e-5, out=out)
+    residual, delta, weight, out = on_device(
+        backend, residual, delta, weight, kind.poisoned(rows, dim)
+    )
+    given = ops.add_rms_norm(
+        residual, weight, delta if with_delta else None, eps=1e-5, out=out, backend=backend
+    )
     assert given is out
     assert_close(residual, total, kind, magnitude=0.0, terms=0)
     # The norm is taken of what the residual now stores.
     if dim:
         expected = oracles.rms_norm(values(residual), values(weight), 1e-5)
         assert_close(out, expected, kind, magnitude=np.abs(expected), terms=8 + dim / 16)
-    fresh = ops.add_rms_norm(residual, weight, eps=1e-5)
+    fresh = ops.add_rms_norm(residual, weight, eps=1e-5, backend=backend)
     np.testing.assert_array_equal(values(fresh), values(out))
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.arrays import Kind, assert_close, values
+from ops.arrays import Kind, assert_close, on_device, skip_numpy_on_device, values
 
 from specbranch import ops
 from specbranch.testing import oracles_cache as oracles
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 1), (1, 512), (9, 704), (300, 33), (0, 8), (2, 0)])
-def test_matches_oracle(kind: Kind, rows: int, width: int) -> None:
+def test_matches_oracle(backend: str, kind: Kind, rows: int, width: int) -> None:
+    skip_numpy_on_device(backend, kind)
     rng = np.random.default_rng(width)
-    gate_up = kind.floats(rng.normal(size=(rows, 2 * width)) * 4)
-    out = kind.poisoned(rows, width)
-    assert ops.silu_mul(gate_up, out=out) is out
+    gate_up, out = on_device(
+        backend,
+        kind.floats(rng.normal(size=(rows, 2 * width)) * 4),
+        kind.poisoned(rows, width),
+    )
+    assert ops.silu_mul(gate_up, out=out, backend=backend) is out
     expected = oracles.silu_mul(values(gate_up))
     assert_close(out, expected, kind, magnitude=np.abs(expected), terms=10)
-    np.testing.assert_array_equal(values(ops.silu_mul(gate_up)), values(out))
+    np.testing.assert_array_equal(values(ops.silu_mul(gate_up, backend=backend)), values(out))
 
 
 def test_extremes() -> None:
