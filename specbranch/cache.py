@@ -19,6 +19,7 @@ class SlotCache:
         layers, kv_heads, head_dim: sizes of the model.
         slots: room for the prefix and the tree together.
         dtype, device: of the tensor, allocated once.
+        backend: which kernels move slots; None: those of the device.
     """
 
     def __init__(
@@ -30,11 +31,11 @@ class SlotCache:
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        backend: ops.Backend | None = None,
     ) -> None:
         shape = (layers, 2, 1, kv_heads, slots, head_dim)
         self.data = torch.zeros(shape, dtype=dtype, device=device)
-        self.layers = list(self.data)
-        self.slots = slots
+        self.slots, self._backend = slots, backend
         self.length = 0
 
     @property
@@ -62,6 +63,10 @@ class SlotCache:
         self.length += len(path)
         if len(moving) == 0:
             return
-        sources = torch.tensor([[start + node for node in moving]], dtype=torch.int32)
-        first = torch.tensor([start + in_place], dtype=torch.int32)
-        ops.kv_commit(self.data, sources, first, torch.tensor([len(moving)], dtype=torch.int32))
+        count = len(moving)
+        numbers = [start + in_place, count, *(start + node for node in moving)]
+        # One transfer for all three where the cache is on a device.
+        device = torch.tensor(numbers, dtype=torch.int32).to(self.data.device)
+        ops.kv_commit(
+            self.data, device[2:].view(1, count), device[:1], device[1:2], backend=self._backend
+        )

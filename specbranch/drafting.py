@@ -23,17 +23,28 @@ class Sampler:
         params: temperature, cutoffs and seed.
         draw: ``"inverse_cdf"`` or ``"gumbel"``.
         max_rows: most rows of one call.
+        device: where the logits are.
     """
 
-    def __init__(self, params: SamplingParams, draw: str, max_rows: int) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        draw: str,
+        max_rows: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.params, self.draw = params, draw
-        self.temperature = torch.full((max_rows,), params.temperature, dtype=torch.float32)
-        self.seed = torch.full((max_rows,), params.seed, dtype=torch.int64)
-        self.position = torch.zeros(max_rows, dtype=torch.int64)
-        self._lane = torch.arange(max_rows, dtype=torch.int32)
-        self._top_k = torch.full((max_rows,), params.top_k, dtype=torch.int32)
-        self._top_p = torch.full((max_rows,), params.top_p, dtype=torch.float32)
-        self._min_p = torch.full((max_rows,), params.min_p, dtype=torch.float32)
+
+        def rows(value: float, dtype: torch.dtype) -> torch.Tensor:
+            return torch.full((max_rows,), value, dtype=dtype, device=device)
+
+        self.temperature = rows(params.temperature, torch.float32)
+        self.seed = rows(params.seed, torch.int64)
+        self.position = rows(0, torch.int64)
+        self._lane = torch.arange(max_rows, dtype=torch.int32, device=device)
+        self._top_k = rows(params.top_k, torch.int32)
+        self._top_p = rows(params.top_p, torch.float32)
+        self._min_p = rows(params.min_p, torch.float32)
 
     def cut(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor | None:
         """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""
@@ -73,16 +84,31 @@ class DraftBuffers:
 
     ``logits`` ``[steps, branches, V]`` are those the tokens were drawn from, ``confidence`` is the
     largest probability of that row: known before the token is drawn, unlike the token's own.
+    ``token_view`` and ``confidence_view`` are what ``fetch`` brought to the host.
     """
 
-    def __init__(self, steps: int, branches: int, vocab: int, dtype: torch.dtype) -> None:
-        self.logits = torch.empty(steps, branches, vocab, dtype=dtype)
-        self.cutoff = torch.empty(steps, branches, dtype=torch.float32)
-        self.tokens = torch.empty(steps, branches, dtype=torch.int32)
-        self.confidence = torch.empty(steps, branches, dtype=torch.float32)
+    def __init__(
+        self,
+        steps: int,
+        branches: int,
+        vocab: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.logits = torch.empty(steps, branches, vocab, dtype=dtype, device=device)
+        self.cutoff, self.confidence = (
+            torch.empty(steps, branches, dtype=torch.float32, device=device) for _ in range(2)
+        )
+        self.tokens = torch.empty(steps, branches, dtype=torch.int32, device=device)
+        self._host = [tensor.cpu() for tensor in (self.tokens, self.confidence)]
         # Reading through NumPy costs a tenth of a torch operation.
-        self.token_view = self.tokens.numpy()
-        self.confidence_view = self.confidence.numpy()
+        self.token_view, self.confidence_view = (tensor.numpy() for tensor in self._host)
+
+    def fetch(self) -> None:
+        """Bring tokens and confidence to where the views are."""
+        if self.tokens.device.type != "cpu":
+            for host, tensor in zip(self._host, (self.tokens, self.confidence), strict=True):
+                host.copy_(tensor)
 
 
 def draft_steps(
@@ -108,6 +134,7 @@ def draft_steps(
     own = getattr(state, "draft_steps", None)
     arguments = (tokens, branches, steps, sampler, position, stop_below, out)
     taken: int = own(*arguments) if own is not None else _one_by_one(state, *arguments)
+    out.fetch()
     width = max(branches, 1)
     if taken and out.token_view[taken - 1, :width].min() < 0:
         raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
@@ -133,7 +160,7 @@ def _one_by_one(
     width = max(branches, 1)
     inputs = torch.tensor(tokens, dtype=torch.int64)
     parents: list[int] | None = [-1] * branches if branches else None
-    alive = torch.ones(width, dtype=torch.bool)
+    alive = torch.ones(width, dtype=torch.bool, device=out.tokens.device)
     for step in range(steps):
         rows = out.logits[step, :width]
         rows.copy_(state.forward(inputs, parents).logits[-width:])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from . import ops
-from .lanes import Lanes, SerialLanes, ThreadLanes
+from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy
 from .predictor import Predictor
@@ -151,7 +151,7 @@ class Engine:
         if threads is not None:
             check_int("threads", threads, 1)
         self._serial = SerialLanes(threads)
-        self.lanes: Lanes = lanes or (ThreadLanes(threads) if method.overlaps else self._serial)
+        self.lanes: Lanes = lanes or self._default_lanes(threads, method.overlaps)
         self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
         self._round_lock = threading.Lock()
         self._active: list[_Request] = []
@@ -160,6 +160,14 @@ class Engine:
     @staticmethod
     def _new_policy(name: str, predictor: Predictor | None) -> Policy:
         return POLICIES[name](predictor)
+
+    def _default_lanes(self, threads: int | None, overlaps: bool) -> Lanes:
+        if not overlaps:
+            return self._serial
+        devices = [model.device for model in (self.target, self.draft) if model is not None]
+        if all(device.type == "cuda" for device in devices):
+            return StreamLanes(devices[0], devices[-1])
+        return ThreadLanes(threads)
 
     def _max_seq_len(self, asked: int | None) -> int:
         models = [model for model in (self.target, self.draft) if model is not None]

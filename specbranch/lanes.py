@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
 
+import torch
+
 from . import ops
 
 TargetResult = TypeVar("TargetResult")
@@ -77,3 +79,40 @@ class ThreadLanes:
         if error is not None:
             raise error
         return verified, future.result()
+
+
+class StreamLanes:
+    """The lanes of CUDA devices: each on a stream of its own, the draft's with high priority.
+
+    The host feeds both streams at the same time, the draft's from a worker thread; the caller's
+    stream waits for both. Target and draft may be on different devices.
+    """
+
+    def __init__(self, target: torch.device, draft: torch.device) -> None:
+        self._target = torch.cuda.Stream(target)  # type: ignore[no-untyped-call]
+        self._draft = torch.cuda.Stream(draft, priority=-1)  # type: ignore[no-untyped-call]
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="specbranch-draft")
+
+    def run(
+        self, target: Callable[[], TargetResult], draft: Callable[[], DraftResult]
+    ) -> tuple[TargetResult, DraftResult]:
+        """Run both at the same time."""
+        callers = [torch.cuda.current_stream(lane.device) for lane in (self._target, self._draft)]
+        self._target.wait_stream(callers[0])
+        self._draft.wait_stream(callers[1])
+        future = self._worker.submit(_on_stream, self._draft, draft)
+        try:
+            verified = _on_stream(self._target, target)
+        finally:
+            # Also when the target failed: its caches and the draft's must not change any more.
+            error = future.exception()
+        callers[0].wait_stream(self._target)
+        callers[1].wait_stream(self._draft)
+        if error is not None:
+            raise error
+        return verified, future.result()
+
+
+def _on_stream(stream: torch.cuda.Stream, work: Callable[[], DraftResult]) -> DraftResult:
+    with torch.cuda.stream(stream):
+        return work()

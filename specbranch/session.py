@@ -138,12 +138,15 @@ class Session:
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
-        rows = max(gamma + 1, k_max)
-        self.sampler = Sampler(params, settings.draw, rows)
+        self._device = target.device
+        self.sampler = Sampler(params, settings.draw, gamma + 1, target.device)
+        self._verdict = torch.empty(3, 1, dtype=torch.int32, device=target.device)
         if draft is not None:
+            self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
             self._buffers = [
-                DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype) for _ in range(2)
+                DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
+                for _ in range(2)
             ]
 
     def prefill(self) -> None:
@@ -179,7 +182,7 @@ class Session:
         out = self._next_buffers()
         room = min(self.settings.gamma, self.chain_room())
         steps = draft_steps(
-            self.draft, self._missing(), 0, room, self.sampler, self.length, epsilon, out
+            self.draft, self._missing(), 0, room, self.draft_sampler, self.length, epsilon, out
         )
         self.stats.draft_forwards += steps
         stopped = steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
@@ -208,8 +211,8 @@ class Session:
         out = self._next_buffers()
         room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
         steps = draft_steps(
-            self.draft, candidates, num_branches, room, self.sampler, branch_point + 1, stop_below,
-            out,
+            self.draft, candidates, num_branches, room, self.draft_sampler, branch_point + 1,
+            stop_below, out,
         )  # fmt: skip
         self.stats.draft_forwards += steps
         return Branches(
@@ -254,7 +257,7 @@ class Session:
         return self._buffers[self._flip]
 
     def _branch_topk(self, logits: torch.Tensor, position: int) -> ops.BranchResult:
-        sampler = self.sampler
+        sampler = self.draft_sampler
         sampler.position[:1] = position
         return ops.branch_topk(
             logits,
@@ -286,23 +289,23 @@ class Session:
         sampler.position[:1] = self.length
         candidates = branches.candidates if branches is not None else []
         target_cutoff = sampler.cut(target_logits)
-        result = ops.verify(
+        draft_cutoff = None if chain.cutoff is None else chain.cutoff.to(self._device).view(1, -1)
+        ops.verify(
             target_logits.unsqueeze(0),
-            None if chain.logits is None else chain.logits.unsqueeze(0),
-            torch.tensor([chain.tokens], dtype=torch.int32),
-            torch.tensor([len(chain)], dtype=torch.int32),
-            torch.tensor([candidates], dtype=torch.int32),
-            torch.tensor([len(candidates)], dtype=torch.int32),
+            None if chain.logits is None else chain.logits.to(self._device).unsqueeze(0),
+            self._ints([chain.tokens]),
+            self._ints([len(chain)]),
+            self._ints([candidates]),
+            self._ints([len(candidates)]),
             sampler.temperature[:1],
             sampler.seed[:1],
             sampler.position[:1],
             target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
-            draft_cutoff=None if chain.cutoff is None else chain.cutoff.view(1, -1),
+            draft_cutoff=draft_cutoff,
             draw=self.settings.draw,
+            out=tuple(self._verdict),
         )
-        verdict = Verdict(
-            int(result.num_accepted[0]), int(result.next_token[0]), int(result.survivor[0])
-        )
+        verdict = Verdict(*self._verdict.view(3).tolist())
         if verdict.next_token < 0:
             raise ValueError(
                 f"target or draft gave NaN logits between positions {self.length} and "
@@ -312,6 +315,9 @@ class Session:
             self._hidden = self._hidden[verdict.num_accepted]
         self.stats.target_seconds += time.perf_counter() - started
         return verdict
+
+    def _ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32, device=self._device)
 
     def target_features(self) -> torch.Tensor:
         """Hidden states ``[K, d]`` of the target at the newest verified position."""

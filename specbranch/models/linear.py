@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from .. import ops
 
@@ -27,3 +28,20 @@ class Linear:
         """``[rows, in] -> [rows, out]``."""
         out: torch.Tensor = ops.linear(x, self.weight, self.num_outputs, bias=self.bias)
         return out
+
+
+class PlainLinear:
+    """``x @ weight.T + bias`` by torch, on any device.
+
+    Args:
+        weight: ``[out, in]``.
+        bias: ``[out]`` or None.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        self.num_outputs = len(weight)
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """``[rows, in] -> [rows, out]``."""
+        return F.linear(x, self.weight, self.bias)

@@ -1,13 +1,15 @@
 """One lean decoder for the Llama family: Llama 2/3, Mistral, Qwen2, Qwen3, SmolLM, TinyLlama...
 
-All layers are one native call (``ops.Decoder``): at batch 1 the number of calls is what a small
-model pays for, and two models on two threads must not queue for the interpreter lock.
+On a CPU all layers are one native call (``ops.Decoder``): at batch 1 the number of calls is what a
+small model pays for, and two models on two threads must not queue for the interpreter lock.
+Elsewhere they are torch's matrix products and our kernels (``trunk.OpsTrunk``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -15,11 +17,14 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..cache import SlotCache
-from ..drafting import DraftBuffers, Sampler
 from ..tree import SpeculationTree
 from .config import LlamaConfig
-from .linear import Linear
+from .linear import Linear, PlainLinear
 from .protocol import ForwardOutput
+from .trunk import OpsTrunk, Trunk
+
+if TYPE_CHECKING:
+    from ..drafting import DraftBuffers, Sampler
 
 PREFILL_CHUNK = 256
 KEPT_ROWS = 64  # buffers for more rows than this are not kept between calls
@@ -30,16 +35,22 @@ class LayerWeights:
     """Weights of one decoder layer; q, k, v and gate, up are fused."""
 
     input_norm: torch.Tensor  # [d]
-    qkv: Linear  # [(Hq + 2 Hkv) * D, d]
+    qkv: Linear | PlainLinear  # [(Hq + 2 Hkv) * D, d]
     q_norm: torch.Tensor | None  # [D]
     k_norm: torch.Tensor | None  # [D]
-    out: Linear  # [d, Hq * D]
+    out: Linear | PlainLinear  # [d, Hq * D]
     mlp_norm: torch.Tensor  # [d]
-    gate_up: Linear  # [2F, d]
-    down: Linear  # [d, F]
+    gate_up: Linear | PlainLinear  # [2F, d]
+    down: Linear | PlainLinear  # [d, F]
+
+    @property
+    def plain(self) -> tuple[PlainLinear, PlainLinear, PlainLinear, PlainLinear]:
+        """qkv, out, gate_up, down, not packed."""
+        four = (self.qkv, self.out, self.gate_up, self.down)
+        return cast(tuple[PlainLinear, PlainLinear, PlainLinear, PlainLinear], four)
 
     def tensors(self) -> ops.LayerTensors:
-        """The weights as the native decoder takes them."""
+        """The weights as the native decoder takes them: packed."""
         return ops.LayerTensors(
             self.input_norm,
             self.qkv.weight,
@@ -57,7 +68,16 @@ class LayerWeights:
 
 
 class LlamaModel:
-    """Weights and sizes; a ``CausalLM``."""
+    """Weights and sizes; a ``CausalLM``.
+
+    Args:
+        config: sizes and constants.
+        embedding: ``[V, d]``; its device and dtype are the model's.
+        layers: weights; packed (``Linear``) for a CPU, plain (``PlainLinear``) elsewhere.
+        final_norm: ``[d]``.
+        head: V outputs, packed or plain like the layers.
+        backend: which kernels the plain path uses; None: those of the device.
+    """
 
     def __init__(
         self,
@@ -65,30 +85,44 @@ class LlamaModel:
         embedding: torch.Tensor,
         layers: list[LayerWeights],
         final_norm: torch.Tensor,
-        head: Linear,
+        head: Linear | PlainLinear,
+        backend: ops.Backend | None = None,
     ) -> None:
         self.config = config
-        self.embedding, self.head = embedding, head
+        self.embedding, self.head, self.backend = embedding, head, backend
         self.vocab_size = config.vocab_size
         self.max_seq_len = config.max_seq_len
         self.device, self.dtype = embedding.device, embedding.dtype
         self.eos_token_ids = config.eos_token_ids
-        angles = torch.outer(
-            torch.arange(config.max_seq_len, dtype=torch.float32),
-            config.rope.frequencies(config.head_dim),
-        )
-        self.decoder = ops.Decoder(
+        cos, sin = self._rotary_tables()
+        self.drafter: ops.Drafter | None = None
+        if isinstance(head, PlainLinear):
+            self.decoder: Trunk = OpsTrunk(config, layers, final_norm, cos, sin, backend)
+            return
+        decoder = ops.Decoder(
             [layer.tensors() for layer in layers],
             final_norm,
-            angles.cos().contiguous(),
-            angles.sin().contiguous(),
+            cos,
+            sin,
             num_q_heads=config.num_heads,
             num_kv_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             inner_size=config.intermediate_size,
             eps=config.norm_eps,
         )
-        self.drafter = ops.Drafter(self.decoder, embedding, head.weight, head.bias)
+        self.decoder = decoder
+        self.drafter = ops.Drafter(decoder, embedding, head.weight, head.bias)
+
+    def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines ``[P, D/2]`` float32."""
+        config = self.config
+        angles = torch.outer(
+            torch.arange(config.max_seq_len, dtype=torch.float32),
+            config.rope.frequencies(config.head_dim),
+        )
+        return tuple(  # type: ignore[return-value]
+            table.contiguous().to(self.device) for table in (angles.cos(), angles.sin())
+        )
 
     def new_state(self, max_seq_len: int, tree_slots: int) -> LlamaState:
         """An empty state.
@@ -102,23 +136,34 @@ class LlamaModel:
             raise ValueError(
                 f"max_seq_len was {max_seq_len}; it must be in 1 .. {self.max_seq_len}"
             )
-        return LlamaState(self, max_seq_len, tree_slots)
+        kind = LlamaState if self.drafter is None else NativeLlamaState
+        return kind(self, max_seq_len, tree_slots)
 
 
 class _Step:
-    """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N."""
+    """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N.
+
+    The numbers are written on the host, all into one array, and go to the device in one copy.
+    """
 
     def __init__(self, model: LlamaModel, count: int, words: int) -> None:
         self.normed = model.embedding.new_empty(count, model.config.hidden_size)
-        self.positions = torch.empty(1, count, dtype=torch.int32)
-        self.slots = torch.empty(1, count, dtype=torch.int32)
-        self.prefix = torch.empty(1, dtype=torch.int32)
-        self.bits = torch.empty(1, count, words, dtype=torch.int32) if words else None
+        self._host = torch.empty(2 * count + 1 + count * words, dtype=torch.int32)
+        self._device = self._host.to(model.device)
+        self.positions = self._device[:count].view(1, count)
+        self.slots = self._device[count : 2 * count].view(1, count)
+        self.prefix = self._device[2 * count : 2 * count + 1]
+        self.bits = self._device[2 * count + 1 :].view(1, count, words) if words else None
         # Writing through NumPy costs a tenth of a torch operation.
-        self.positions_view = self.positions.numpy()[0]
-        self.slots_view = self.slots.numpy()[0]
-        self.prefix_view = self.prefix.numpy()
-        self.bits_view = self.bits.numpy()[0] if self.bits is not None else None
+        view = self._host.numpy()
+        self.positions_view, self.slots_view = view[:count], view[count : 2 * count]
+        self.prefix_view = view[2 * count : 2 * count + 1]
+        self.bits_view = view[2 * count + 1 :].reshape(count, words) if words else None
+
+    def upload(self) -> None:
+        """Send what was written to the device."""
+        if self._device is not self._host:
+            self._device.copy_(self._host)
 
 
 class LlamaState:
@@ -134,6 +179,7 @@ class LlamaState:
             head_dim=config.head_dim,
             dtype=model.dtype,
             device=model.device,
+            backend=model.backend,
         )
         self.tree = SpeculationTree(tree_slots)
         self._steps: dict[tuple[int, int], _Step] = {}
@@ -161,9 +207,7 @@ class LlamaState:
                 f"tokens had {len(tokens)} entries after a prefix of {self.length}; "
                 f"together they must be at most {self._capacity}"
             )
-        low, high = (int(bound) for bound in tokens.aminmax())
-        if low < 0 or high >= self._model.vocab_size:
-            raise ValueError(self._bad_ids(tokens))
+        self._check_ids(tokens)
         with torch.inference_mode():
             for begin in range(0, len(tokens), PREFILL_CHUNK):
                 chunk, start = tokens[begin : begin + PREFILL_CHUNK], self.length
@@ -171,6 +215,7 @@ class LlamaState:
                 step = self._step(count, 0)
                 step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
                 step.prefix_view[0] = start
+                step.upload()
                 self._decode(chunk, step, 0)
                 self.cache.length += count
 
@@ -190,6 +235,8 @@ class LlamaState:
                 f"hidden_layers was {hidden_layers}; it must be in 0 .. "
                 f"{self._model.config.num_layers}"
             )
+        if self._model.device.type != "cpu" and tokens.device.type == "cpu":
+            self._check_ids(tokens)  # a device would not say which argument was wrong
         first, count = len(self.tree), len(tokens)
         self.tree.grow(count, parents)
         try:
@@ -200,48 +247,6 @@ class LlamaState:
         except Exception:
             self.tree.truncate(first)
             raise
-
-    def draft_steps(
-        self,
-        tokens: Sequence[int],
-        branches: int,
-        steps: int,
-        sampler: Sampler,
-        position: int,
-        stop_below: float,
-        out: DraftBuffers,
-    ) -> int:
-        """Several steps in one native call; see ``drafting.draft_steps``."""
-        if steps == 0:
-            return 0
-        if self.num_nodes:
-            raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
-        params = sampler.params
-        taken = self._model.drafter.draft(
-            self.cache.data,
-            torch.tensor(tokens, dtype=torch.int64),
-            prefix=self.length,
-            branches=max(branches, 1),
-            steps=steps,
-            draw=sampler.draw,
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            min_p=params.min_p,
-            seed=params.seed,
-            position=position,
-            stop_below=stop_below,
-            logits=out.logits,
-            cutoff=out.cutoff,
-            drawn=out.tokens,
-            confidence=out.confidence,
-        )
-        if branches:
-            parents = [*([-1] * branches), *range((taken - 1) * branches)]
-            self.tree.grow(taken * branches, parents)
-        else:
-            self.cache.length += len(tokens) + taken - 1
-        return taken
 
     def commit(self, path: Sequence[int]) -> None:
         """Append a path of pending nodes to the prefix."""
@@ -267,6 +272,11 @@ class LlamaState:
             raise ValueError(
                 f"tokens was {tokens.dtype} {list(tokens.shape)}; it must be int32 or int64 [n]"
             )
+
+    def _check_ids(self, tokens: torch.Tensor) -> None:
+        low, high = (int(bound) for bound in tokens.aminmax())
+        if low < 0 or high >= self._model.vocab_size:
+            raise ValueError(self._bad_ids(tokens))
 
     def _bad_ids(self, tokens: torch.Tensor) -> str:
         return (
@@ -301,6 +311,7 @@ class LlamaState:
         step.prefix_view[0] = start if causal else self.length
         if step.bits_view is not None:
             step.bits_view[:] = self.tree.bits(first)
+        step.upload()
         return step
 
     def _decode(
@@ -309,7 +320,7 @@ class LlamaState:
         """All layers: final norm's output ``[N, d]``, and the last layers' ``[N, K, d]``."""
         model = self._model
         try:
-            residual = F.embedding(tokens, model.embedding)
+            residual = F.embedding(tokens.to(model.device), model.embedding)
         except IndexError as error:
             raise ValueError(self._bad_ids(tokens)) from error
         hidden = None
@@ -326,3 +337,50 @@ class LlamaState:
             hidden=hidden,
         )
         return step.normed, hidden
+
+
+class NativeLlamaState(LlamaState):
+    """A state whose model can take several steps in one native call (on a CPU)."""
+
+    def draft_steps(
+        self,
+        tokens: Sequence[int],
+        branches: int,
+        steps: int,
+        sampler: Sampler,
+        position: int,
+        stop_below: float,
+        out: DraftBuffers,
+    ) -> int:
+        """Several steps in one native call; see ``drafting.draft_steps``."""
+        if steps == 0:
+            return 0
+        if self.num_nodes:
+            raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
+        params, drafter = sampler.params, self._model.drafter
+        assert drafter is not None, "new_state chooses this class for models that have one"
+        taken = drafter.draft(
+            self.cache.data,
+            torch.tensor(tokens, dtype=torch.int64),
+            prefix=self.length,
+            branches=max(branches, 1),
+            steps=steps,
+            draw=sampler.draw,
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            min_p=params.min_p,
+            seed=params.seed,
+            position=position,
+            stop_below=stop_below,
+            logits=out.logits,
+            cutoff=out.cutoff,
+            drawn=out.tokens,
+            confidence=out.confidence,
+        )
+        if branches:
+            parents = [*([-1] * branches), *range((taken - 1) * branches)]
+            self.tree.grow(taken * branches, parents)
+        else:
+            self.cache.length += len(tokens) + taken - 1
+        return taken

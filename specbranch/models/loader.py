@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from .. import ops
 from .config import LlamaConfig, read_config, read_json
-from .linear import Linear
+from .linear import Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
 
 DTYPES = {
@@ -21,7 +22,11 @@ Fetch = Callable[..., torch.Tensor]
 
 
 def load_model(
-    folder: str | Path, *, dtype: str | torch.dtype = "auto", device: str | torch.device = "cpu"
+    folder: str | Path,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    backend: ops.Backend | None = None,
 ) -> LlamaModel:
     """Load a checkpoint directory of the Llama family.
 
@@ -29,7 +34,9 @@ def load_model(
         folder: holds config.json and model.safetensors (or its sharded index).
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: float32
             on a CPU, the stored one elsewhere.
-        device: ``"cpu"``; CUDA models come with the CUDA kernels.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+        backend: which kernels to use, by default those of the device. ``"simt"`` runs the code path
+            of a CUDA device on a CPU, its kernels emulated: for tests, slow.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, field or tensor, and what was expected.
@@ -37,31 +44,38 @@ def load_model(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
-    _check_device(device)
+    where = _resolve_device(device)
     config = read_config(folder)
-    wanted = _resolve_dtype(dtype, config)
-    tensors = _Tensors(folder, wanted)
-    model = _build(config, tensors)
+    wanted = _resolve_dtype(dtype, config, where)
+    tensors = _Tensors(folder, wanted, where)
+    model = _build(config, tensors, backend)
     tensors.check_all_used(config)
     return model
 
 
-def _check_device(device: str | torch.device) -> None:
+def _resolve_device(device: str | torch.device) -> torch.device:
     try:
-        kind = torch.device(device).type
+        found = torch.device(device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device was {device!r}; it must be 'cpu'") from error
-    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N") from error
+    if found.type not in ("cpu", "cuda"):
+        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N")
+    if found.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device was {device!r}, but no CUDA device was found; use 'cpu'")
-    if kind != "cpu":
-        raise ValueError(f"device was {device!r}; models of this version run on 'cpu' only")
+    if found.type == "cuda" and not ops.backends()["cuda"]:
+        raise ValueError(
+            f"device was {device!r}, but this build has no CUDA kernels; rebuild where nvcc is"
+        )
+    return found
 
 
-def _resolve_dtype(dtype: str | torch.dtype, config: LlamaConfig) -> torch.dtype:
+def _resolve_dtype(
+    dtype: str | torch.dtype, config: LlamaConfig, device: torch.device
+) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype == "auto":
-        return torch.float32
+        return torch.float32 if device.type == "cpu" else config.stored_dtype
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise ValueError(f"dtype was {dtype!r}; it must be auto, {', '.join(DTYPES)}")
@@ -70,8 +84,8 @@ def _resolve_dtype(dtype: str | torch.dtype, config: LlamaConfig) -> torch.dtype
 class _Tensors:
     """The tensors of a checkpoint, read on demand; remembers which were asked for."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype) -> None:
-        self.folder, self.dtype = folder, dtype
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.folder, self.dtype, self.device = folder, dtype, device
         self._file_of = self._index()
         self._used: set[str] = set()
 
@@ -126,7 +140,7 @@ class _Tensors:
             )
         if tensor.dtype not in DTYPES.values():
             raise ValueError(f"{self.folder}: tensor {name} was {tensor.dtype}; it must be a float")
-        return tensor.to(self.dtype).contiguous()
+        return tensor.to(self.device, self.dtype).contiguous()
 
     def check_all_used(self, config: LlamaConfig) -> None:
         """Refuse tensors that the architecture has no place for."""
@@ -143,24 +157,30 @@ class _Tensors:
             )
 
 
-def _build(config: LlamaConfig, get: _Tensors) -> LlamaModel:
+def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> LlamaModel:
+    native = get.device.type == "cpu" and backend in (None, "cpu")
+    linear = Linear if native else PlainLinear
     embedding = get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-    layers = [_layer(config, get, f"model.layers.{idx}.") for idx in range(config.num_layers)]
+    layers = [
+        _layer(config, get, linear, f"model.layers.{idx}.") for idx in range(config.num_layers)
+    ]
     norm = get("model.norm.weight", config.hidden_size)
     head = embedding
     if not config.tied:
         head = get("lm_head.weight", config.vocab_size, config.hidden_size)
-    return LlamaModel(config, embedding, layers, norm, Linear(head))
+    return LlamaModel(config, embedding, layers, norm, linear(head), backend)
 
 
-def _layer(config: LlamaConfig, get: _Tensors, at: str) -> LayerWeights:
+def _layer(
+    config: LlamaConfig, get: _Tensors, linear: type[Linear] | type[PlainLinear], at: str
+) -> LayerWeights:
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
-    def fused(parts: dict[str, int], bias: bool, width: int) -> Linear:
+    def fused(parts: dict[str, int], bias: bool, width: int) -> Linear | PlainLinear:
         weights = [get(f"{at}{name}.weight", rows, width) for name, rows in parts.items()]
         biases = [get(f"{at}{name}.bias", rows) for name, rows in parts.items()] if bias else []
-        return Linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        return linear(torch.cat(weights), torch.cat(biases) if biases else None)
 
     attention = {
         "self_attn.q_proj": queries,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from specbranch import _C
+from specbranch.ops._common import Backend
 from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
 from specbranch.ops.cache import kv_commit, kv_write
 from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
@@ -30,6 +31,7 @@ __all__ = [
     "PURPOSE_DRAFT",
     "PURPOSE_GUMBEL",
     "PURPOSE_RECOVER",
+    "Backend",
     "BranchResult",
     "Decoder",
     "Drafter",
