@@ -7,6 +7,7 @@
 #include "common/backend.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
+#include "verify/verify_plan.h"
 
 namespace py = pybind11;
 
@@ -162,24 +163,38 @@ void branch_topk(py::handle logits_, py::handle temperature_, py::handle cutoff_
   run(microseconds(B * V), [&] { cpu::branch_topk(params); });
 }
 
+void check_workspace(const TensorArg& workspace, int64_t bytes) {
+  const int64_t given = workspace.given() ? workspace.numel() : 0;
+  if (given < bytes)
+    workspace.fail_value("had " + std::to_string(given) + " bytes, must have at least " + std::to_string(bytes));
+  if (reinterpret_cast<uintptr_t>(workspace.data()) % 16 != 0)
+    workspace.fail_value("was not aligned, must start at a multiple of 16 bytes");
+}
+
+int64_t verify_workspace_bytes(int64_t B, int64_t G, int64_t V, bool gumbel) {
+  return plan_verify(B, G, V, gumbel ? Draw::kGumbel : Draw::kInverseCdf).workspace_bytes;
+}
+
 void verify(py::handle target_logits_, py::handle draft_logits_, py::handle draft_tokens_, py::handle chain_length_,
             py::handle branch_tokens_, py::handle num_branches_, py::handle temperature_, py::handle seed_,
             py::handle position_, py::handle target_cutoff_, py::handle draft_cutoff_, bool gumbel,
-            py::handle num_accepted_, py::handle next_token_, py::handle survivor_) {
-  TensorArg target_logits("target_logits", target_logits_, kFloating, "[B, G+1, V]", kStrided);
-  TensorArg draft_logits("draft_logits", draft_logits_, kFloating, "[B, G, V]", kStrided | kOptional);
-  TensorArg draft_tokens("draft_tokens", draft_tokens_, kInt32, "[B, G]");
-  TensorArg chain_length("chain_length", chain_length_, kInt32, "[B]");
-  TensorArg branch_tokens("branch_tokens", branch_tokens_, kInt32, "[B, K]");
-  TensorArg num_branches("num_branches", num_branches_, kInt32, "[B]");
-  TensorArg temperature("temperature", temperature_, kFloat32, "[B]");
-  TensorArg seed("seed", seed_, kInt64, "[B]");
-  TensorArg position("position", position_, kInt64, "[B]");
-  TensorArg target_cutoff("target_cutoff", target_cutoff_, kFloat32, "[B, G+1]", kOptional);
-  TensorArg draft_cutoff("draft_cutoff", draft_cutoff_, kFloat32, "[B, G]", kOptional);
-  TensorArg num_accepted("out.num_accepted", num_accepted_, kInt32, "[B]", kWritable);
-  TensorArg next_token("out.next_token", next_token_, kInt32, "[B]", kWritable);
-  TensorArg survivor("out.survivor", survivor_, kInt32, "[B]", kWritable);
+            py::handle num_accepted_, py::handle next_token_, py::handle survivor_, py::handle workspace_,
+            py::handle backend_, py::handle stream_) {
+  TensorArg target_logits("target_logits", target_logits_, kFloating, "[B, G+1, V]", kStrided | kAnyDevice);
+  TensorArg draft_logits("draft_logits", draft_logits_, kFloating, "[B, G, V]", kStrided | kOptional | kAnyDevice);
+  TensorArg draft_tokens("draft_tokens", draft_tokens_, kInt32, "[B, G]", kAnyDevice);
+  TensorArg chain_length("chain_length", chain_length_, kInt32, "[B]", kAnyDevice);
+  TensorArg branch_tokens("branch_tokens", branch_tokens_, kInt32, "[B, K]", kAnyDevice);
+  TensorArg num_branches("num_branches", num_branches_, kInt32, "[B]", kAnyDevice);
+  TensorArg temperature("temperature", temperature_, kFloat32, "[B]", kAnyDevice);
+  TensorArg seed("seed", seed_, kInt64, "[B]", kAnyDevice);
+  TensorArg position("position", position_, kInt64, "[B]", kAnyDevice);
+  TensorArg target_cutoff("target_cutoff", target_cutoff_, kFloat32, "[B, G+1]", kOptional | kAnyDevice);
+  TensorArg draft_cutoff("draft_cutoff", draft_cutoff_, kFloat32, "[B, G]", kOptional | kAnyDevice);
+  TensorArg num_accepted("out.num_accepted", num_accepted_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg next_token("out.next_token", next_token_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg survivor("out.survivor", survivor_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg workspace("workspace", workspace_, kUInt8, "[bytes]", kWritable | kOptional | kAnyDevice);
   const int64_t B = target_logits.size(0), V = target_logits.size(2);
   const int64_t G = draft_tokens.size(1), K = branch_tokens.size(1);
   check_vocabulary(target_logits, V);
@@ -194,16 +209,24 @@ void verify(py::handle target_logits_, py::handle draft_logits_, py::handle draf
     arg->sizes({B});
   if (!gumbel && G > 0 && !draft_logits.given())
     draft_logits.fail_value("was None, must be [B, G, V] unless draw is \"gumbel\" or G = 0");
-  check_temperature(temperature);
-  check_range<int32_t>(chain_length, 0, static_cast<double>(G), range_text(G) + " (G)");
-  check_range<int32_t>(num_branches, 0, static_cast<double>(K), range_text(K) + " (K)");
-  check_tokens(draft_tokens, chain_length.data<int32_t>(), B, G, V);
-  check_tokens(branch_tokens, num_branches.data<int32_t>(), B, K, V);
+  const Backend backend(
+      backend_, stream_,
+      {&target_logits, &draft_logits, &draft_tokens, &chain_length, &branch_tokens, &num_branches, &temperature, &seed,
+       &position, &target_cutoff, &draft_cutoff, &num_accepted, &next_token, &survivor, &workspace});
+  if (backend.on_cpu()) {
+    check_temperature(temperature);
+    check_range<int32_t>(chain_length, 0, static_cast<double>(G), range_text(G) + " (G)");
+    check_range<int32_t>(num_branches, 0, static_cast<double>(K), range_text(K) + " (K)");
+    check_tokens(draft_tokens, chain_length.data<int32_t>(), B, G, V);
+    check_tokens(branch_tokens, num_branches.data<int32_t>(), B, K, V);
+  }
+  const Draw draw = gumbel ? Draw::kGumbel : Draw::kInverseCdf;
+  if (backend.runs_kernels()) check_workspace(workspace, plan_verify(B, G, V, draw).workspace_bytes);
   VerifyParams params{B,
                       G,
                       V,
                       K,
-                      gumbel ? Draw::kGumbel : Draw::kInverseCdf,
+                      draw,
                       logits_3d(target_logits),
                       logits_3d(draft_logits),
                       draft_tokens.data<int32_t>(),
@@ -217,8 +240,9 @@ void verify(py::handle target_logits_, py::handle draft_logits_, py::handle draf
                       position.data<int64_t>(),
                       num_accepted.data<int32_t>(),
                       next_token.data<int32_t>(),
-                      survivor.data<int32_t>()};
-  run(microseconds(B * (2 * G + 1) * V), [&] { cpu::verify(params); });
+                      survivor.data<int32_t>(),
+                      workspace.data()};
+  backend.run(microseconds(B * (2 * G + 1) * V), params, SB_BACKENDS(verify));
 }
 
 void check_tree(const TensorArg& parents, const TensorArg& num_nodes, int64_t B, int64_t N) {
@@ -306,6 +330,7 @@ void register_sampling_ops(py::module_& m) {
   m.def("sample", &sample);
   m.def("branch_topk", &branch_topk);
   m.def("verify", &verify);
+  m.def("verify_workspace_bytes", &verify_workspace_bytes);
   m.def("verify_tree", &verify_tree);
   register_probes(m);
 }

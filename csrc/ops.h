@@ -93,6 +93,7 @@ struct VerifyParams {
   int32_t* num_accepted;        // out [B]; -1: a NaN logit was met
   int32_t* next_token;          // out [B]; recovered or bonus token; -1: a NaN logit was met
   int32_t* survivor;            // out [B]; index of the branch equal to next_token after a full chain, else -1
+  void* workspace;              // of the kernels: verify_plan.h says how much; the CPU needs none
 };
 
 // The same over a tree. A node's children are either all deterministic candidates (matched against one draw of the
@@ -303,6 +304,7 @@ void kv_write(const KvWriteParams&, void* stream);
 void rope_kv_write(const RopeKvWriteParams&, void* stream);
 void tree_mask(const TreeMaskParams&, void* stream);
 void sample(const SampleParams&, void* stream);
+void verify(const VerifyParams&, void* stream);
 }  // namespace cuda
 namespace simt {
 // In which order the emulated threads run.
@@ -314,6 +316,7 @@ void kv_write(const KvWriteParams&, Order);
 void rope_kv_write(const RopeKvWriteParams&, Order);
 void tree_mask(const TreeMaskParams&, Order);
 void sample(const SampleParams&, Order);
+void verify(const VerifyParams&, Order);
 }  // namespace simt
 
 }  // namespace specbranch

@@ -163,8 +163,12 @@ def verify(
     num_accepted: _Tensor,
     next_token: _Tensor,
     survivor: _Tensor,
+    workspace: _OptionalTensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
+def verify_workspace_bytes(B: int, G: int, V: int, gumbel: bool, /) -> int: ...
 def verify_tree(
     target_logits: _Tensor,
     draft_logits: _OptionalTensor,

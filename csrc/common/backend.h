@@ -30,6 +30,7 @@ class Backend {
   }
 
   bool on_cpu() const { return kind_ != Kind::kCuda; }
+  bool runs_kernels() const { return kind_ != Kind::kCpu; }  // emulated or not: they may want a workspace
 
   template <typename Params, typename OnCuda>
   void run(double microseconds, const Params& params, void (*on_cpu)(const Params&),

@@ -21,6 +21,8 @@ constexpr int kRowLanes = 32;
 constexpr int kGroups = kChunk / kRowLanes;
 constexpr float kMaxInverseTemperature = 1e38f;
 
+SB_HD int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
+
 struct RowSummary {
   float max;      // of the kept logits
   float inv_sum;  // 1 / sum of exp((logit - max) / temperature): also the largest probability

@@ -55,8 +55,6 @@ struct Row {
   float cutoff;  // -inf: keep all
 };
 
-SB_HD int64_t chunks_of(int64_t size) { return (size + kChunk - 1) / kChunk; }
-
 // Batch row b, position i. `cutoff` points at the row's own value, or is nullptr.
 __device__ inline Row make_row(const Logits& logits, int64_t b, int64_t i, int64_t size, float temperature,
                                const float* cutoff) {
@@ -383,10 +381,23 @@ __device__ inline void read_row(const Row& row, Read read, ChunkStats* chunks) {
   __syncthreads();
 }
 
-// Threads for blocks that read rows of this size alone: a warp a chunk while there are few.
-inline unsigned threads_for_row(int64_t size, int max_warps) {
-  const int64_t warps = chunks_of(size) < max_warps ? chunks_of(size) : max_warps;
-  return static_cast<unsigned>(warps * kRowLanes);
+// Of `expected` blocks that work on one thing, exactly the last to come gets true, and then sees what all have written.
+// `arrived` was set to 0 by an earlier launch.
+__device__ inline bool last_to_arrive(uint32_t* arrived, int64_t expected) {
+  __shared__ bool is_last;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    is_last = atomicAdd(arrived, 1u) == static_cast<uint32_t>(expected - 1);
+    __threadfence();
+  }
+  __syncthreads();
+  return is_last;
+}
+
+// Threads of a block whose warps share so many chunks or rows.
+inline unsigned threads_for(int64_t items, int max_warps) {
+  return static_cast<unsigned>((items < max_warps ? items : max_warps) * kRowLanes);
 }
 
 // ---------------------------------------------------------------------------------------------- how to draw

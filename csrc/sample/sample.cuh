@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kSampleWarps* kRowLanes) sample_kernel(SampleP
 
 inline void run_sample(const SampleParams& p, Stream stream) {
   if (p.B == 0) return;
-  launch(sample_kernel, dim3(static_cast<unsigned>(p.B)), dim3(threads_for_row(p.V, kSampleWarps)),
+  launch(sample_kernel, dim3(static_cast<unsigned>(p.B)), dim3(threads_for(chunks_of(p.V), kSampleWarps)),
          static_cast<size_t>(chunks_of(p.V)) * sizeof(ChunkStats), stream, p);
 }
 

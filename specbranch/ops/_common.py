@@ -45,3 +45,8 @@ def shape_of(tensor: TensorLike, name: str, letters: str) -> tuple[int, ...]:
     if len(shape) != letters.count(",") + 1:
         raise ValueError(f"{name} had shape {list(shape)}, must be {letters}")
     return tuple(shape)
+
+
+def runs_kernels(backend: Backend | None, like: TensorLike) -> bool:
+    """Whether an op over ``like`` will run a CUDA kernel, emulated or not."""
+    return backend != "cpu" if backend else bool(getattr(like, "is_cuda", False))

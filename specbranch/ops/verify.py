@@ -19,7 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .. import _C
-from ._common import TensorLike, new, shape_of
+from ._common import Backend, TensorLike, new, runs_kernels, shape_of
 from ._rows import is_gumbel, rows
 
 
@@ -54,6 +54,9 @@ def verify(
     draft_cutoff: TensorLike | None = None,
     draw: str = "inverse_cdf",
     out: VerifyResult | tuple[TensorLike, ...] | None = None,
+    workspace: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> VerifyResult:
     """Verify one chain a batch row, and match the branches behind it.
 
@@ -62,10 +65,19 @@ def verify(
     0). ``draft_tokens [B, G]``, ``chain_length [B]`` (0..G), ``branch_tokens [B, K]``,
     ``num_branches [B]`` (0..K): int32. ``position [B]``: absolute position of ``draft_tokens[:,
     0]``. ``target_cutoff [B, G+1]`` and ``draft_cutoff [B, G]``: float32, see ``logit_cutoff``.
+
+    ``backend`` and ``stream``: as for ``kv_commit``. On "cuda" all arguments are on the device and
+    values are not checked: lengths out of range are clipped, a drafted token out of range gives -1.
+    The kernels want ``workspace``, uninitialised uint8, allocated here where it is None.
     """
     if out is None:
         batch = shape_of(target_logits, "target_logits", "[B, G+1, V]")[:1]
         out = VerifyResult(*(new(target_logits, batch, "int32") for _ in range(3)))
+    result = out if isinstance(out, VerifyResult) else VerifyResult(*out)
+    if workspace is None and runs_kernels(backend, target_logits):
+        B, num_rows, V = shape_of(target_logits, "target_logits", "[B, G+1, V]")
+        size = _C.verify_workspace_bytes(B, num_rows - 1, V, is_gumbel(draw))
+        workspace = new(target_logits, (size,), "uint8")
     _C.verify(
         target_logits,
         draft_logits,
@@ -79,9 +91,12 @@ def verify(
         target_cutoff,
         draft_cutoff,
         is_gumbel(draw),
-        *out,
+        *result,
+        workspace,
+        backend,
+        stream,
     )
-    return out if isinstance(out, VerifyResult) else VerifyResult(*out)
+    return result
 
 
 def verify_tree(

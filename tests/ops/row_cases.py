@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+
+#: For tests whose time is the oracle's: one order of threads; the "same bits" tests try them all.
+one_order = pytest.mark.parametrize(
+    "backend", ["cpu", "simt", pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True
+)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -110,12 +116,17 @@ def same_bits(got: Any, wanted: Any) -> bool:
 SIZES = [1, 2, 31, 33, 100, 1023, 1024, 1025, 5000]
 
 
-def random_logits(rng: np.random.Generator, *shape: int) -> torch.Tensor:
-    """Any kind and dtype, and now and then a NaN or an infinity in it."""
-    x = logits_of(KINDS[int(rng.integers(len(KINDS)))], rng, *shape)
+def with_bad_values(rng: np.random.Generator, logits: np.ndarray) -> torch.Tensor:
+    """In some dtype, and now and then with a NaN or an infinity."""
     if rng.random() < 0.3:
-        x[rng.random(shape) < 0.3 / shape[-1]] = rng.choice(np.float32([np.nan, np.inf, -np.inf]))
-    return stored(x, list(DTYPES)[int(rng.integers(3))])
+        bad = rng.random(logits.shape) < 0.3 / logits.shape[-1]
+        logits = np.where(bad, rng.choice(np.float32([np.nan, np.inf, -np.inf])), logits)
+    return stored(logits, list(DTYPES)[int(rng.integers(3))])
+
+
+def random_logits(rng: np.random.Generator, *shape: int) -> torch.Tensor:
+    """Of any kind and dtype, now and then with bad values."""
+    return with_bad_values(rng, logits_of(KINDS[int(rng.integers(len(KINDS)))], rng, *shape))
 
 
 def random_cutoffs(rng: np.random.Generator, *shape: int) -> torch.Tensor | None:

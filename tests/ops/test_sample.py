@@ -14,6 +14,7 @@ from ops.row_cases import (
     i64,
     logits_of,
     make_rng,
+    one_order,
     random_cutoffs,
     random_logits,
     run_on,
@@ -50,6 +51,7 @@ def check(
     return len(allowed)
 
 
+@one_order
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_against_oracle(backend: str, kind: str, draw: str) -> None:

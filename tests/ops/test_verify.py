@@ -11,7 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.row_cases import DTYPES, KINDS, exact, f32, i32, i64, make_rng, stored, strided
+from ops.row_cases import (
+    DTYPES,
+    KINDS,
+    SIZES,
+    exact,
+    f32,
+    i32,
+    i64,
+    make_rng,
+    one_order,
+    random_cutoffs,
+    run_on,
+    same_bits,
+    stored,
+    strided,
+    with_bad_values,
+)
 from ops.verify_cases import (
     COUNT,
     LEVEL,
@@ -75,13 +91,15 @@ def with_cutoffs(case: dict[str, Any]) -> dict[str, Any]:
     return {**case, **cut}
 
 
+@one_order
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("distance", ["same", "near", "far"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_oracle(kind: str, distance: str, draw: str) -> None:
+def test_against_oracle(backend: str, kind: str, distance: str, draw: str) -> None:
     rng, _ = make_rng()
     sizes = []
-    for index, (B, G, V, K) in enumerate(SHAPES):
+    shapes = SHAPES[2:6] if backend.startswith("simt") else SHAPES  # the others are slow there
+    for index, (B, G, V, K) in enumerate(shapes):
         dtype = list(DTYPES)[int(rng.integers(3))]
         case = random_chain(rng, B, G, V, K, kind, distance)
         for name in ("target_logits", "draft_logits"):
@@ -92,8 +110,8 @@ def test_against_oracle(kind: str, distance: str, draw: str) -> None:
             case["target_logits"] = strided(case["target_logits"])
         out = ops.VerifyResult(*(i32([-77] * B) for _ in range(3)))
         given = {**case, "draft_logits": None} if draw == "gumbel" else case
-        got = ops.verify(**given, draw=draw, out=out)
-        assert got is out
+        got = run_on(backend, ops.verify, **given, draw=draw, out=out)
+        assert got is out or backend == "cuda"
         sizes += check(case, got, draw)
     assert np.mean(np.array(sizes) == 1) > 0.8  # the oracle is rarely in doubt
 
@@ -233,7 +251,7 @@ def test_coupled_commits_what_the_target_alone_draws() -> None:
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "nothing finite"])
-def test_bad_rows(bad: float | str, temperature: float, draw: str) -> None:
+def test_bad_rows(backend: str, bad: float | str, temperature: float, draw: str) -> None:
     """Row i of the batch is bad at position i of the target; 3 and 4: of the draft."""
     V = 1100
     target, draft = torch.zeros(5, 3, V), torch.zeros(5, 2, V)
@@ -243,9 +261,9 @@ def test_bad_rows(bad: float | str, temperature: float, draw: str) -> None:
             row[:] = -np.inf
         else:
             row[1050] = bad
-    got = ops.verify(
-        target, draft, i32([[7, 7]] * 5), i32([2] * 5), i32([[7]] * 5), i32([1] * 5),
-        temperature, 3, 4, draw=draw,
+    got = run_on(
+        backend, ops.verify, target, draft, i32([[7, 7]] * 5), i32([2] * 5), i32([[7]] * 5),
+        i32([1] * 5), temperature, 3, 4, draw=draw,
     )  # fmt: skip
     draft_is_read = draw == "inverse_cdf" and temperature > 0
     wanted = [-1, -1, -1, -1, -1] if draft_is_read else [-1, -1, -1, 2, 2]
@@ -254,29 +272,80 @@ def test_bad_rows(bad: float | str, temperature: float, draw: str) -> None:
     assert got.survivor.tolist() == [-1 if m < 0 else 0 for m in wanted]
 
 
-def test_rows_behind_a_rejection_do_not_matter() -> None:
+def test_rows_behind_a_rejection_do_not_matter(backend: str) -> None:
     target, draft = torch.zeros(1, 3, 9), torch.zeros(1, 2, 9)
     target[0, 0, 5], draft[0, 0, 2] = 1000.0, 1000.0
     target[0, 1:], draft[0, 1:] = np.nan, np.nan
-    got = ops.verify(
-        target, draft, i32([[2, 1]]), i32([2]), i32(np.zeros((1, 0))), i32([0]), 1.0, 3, 4
-    )
+    got = run_on(
+        backend, ops.verify,
+        target, draft, i32([[2, 1]]), i32([2]), i32(np.zeros((1, 0))), i32([0]), 1.0, 3, 4,
+    )  # fmt: skip
     assert [int(x) for x in got] == [0, 5, -1]
 
 
-def test_a_token_the_draft_could_not_give() -> None:
+def test_a_token_the_draft_could_not_give(backend: str) -> None:
     """q = 0: accepted iff the target can give it; neither can: the target's own draw."""
     target = log([0.5, 0.0, 0.5]).expand(300, 2, 3)
     draft = log([0.0, 0.0, 1.0]).expand(300, 1, 3)
     seed = i64(range(300))
     none = (i32(np.zeros((300, 0))), i32([0] * 300), 1.0, seed, 4)
-    possible = ops.verify(target, draft, i32([[0]] * 300), i32([1] * 300), *none)
+    possible = run_on(backend, ops.verify, target, draft, i32([[0]] * 300), i32([1] * 300), *none)
     assert bool((possible.num_accepted == 1).all())
-    impossible = ops.verify(target, draft, i32([[1]] * 300), i32([1] * 300), *none)
+    impossible = run_on(backend, ops.verify, target, draft, i32([[1]] * 300), i32([1] * 300), *none)
     assert bool((impossible.num_accepted == 0).all())
     assert bool((impossible.next_token == 0).all())
-    same = ops.verify(target, target[:, :1], i32([[1]] * 300), i32([1] * 300), *none)
+    same = run_on(
+        backend, ops.verify, target, target[:, :1], i32([[1]] * 300), i32([1] * 300), *none
+    )
     assert bool((same.num_accepted == 0).all()) and set(same.next_token.tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
+def test_same_bits_as_cpu(backend: str, draw: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the others are compared with it")
+    rng, _ = make_rng()
+    for V in SIZES * 2:
+        B, G, K = 60 if V <= 100 else 3, int(rng.choice([0, 1, 4, 9])), int(rng.integers(4))
+        kind, distance = str(rng.choice(KINDS)), str(rng.choice(["same", "near", "far"]))
+        case = random_chain(rng, B, G, V, K, kind, distance)
+        for name in ("target_logits", "draft_logits"):
+            case[name] = with_bad_values(rng, case[name])
+        case["target_cutoff"] = random_cutoffs(rng, B, G + 1)
+        case["draft_cutoff"] = random_cutoffs(rng, B, G)
+        wanted = ops.verify(**case, draw=draw)
+        assert same_bits(run_on(backend, ops.verify, **case, draw=draw), wanted), case
+
+
+@pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
+@pytest.mark.parametrize("batch", [1, 40, 200])
+def test_however_many_blocks_share_the_work(backend: str, batch: int, draw: str) -> None:
+    """Batch 1 spreads a row of 20 chunks over three blocks, batch 200 gives each row one."""
+    rng, _ = make_rng()
+    V = 20_000 if batch == 1 else 9_000 if batch == 40 else 40
+    for seed in range(6 if batch == 1 else 1):
+        case = random_chain(rng, batch, 2, V, 2, "plain", "near")
+        case = {k: torch.as_tensor(v) for k, v in case.items()}
+        case["temperature"][:] = 1.0
+        case["seed"] += seed
+        got = run_on(backend, ops.verify, **case, draw=draw)
+        assert same_bits(got, ops.verify(**case, draw=draw))
+
+
+def test_workspace() -> None:
+    rng, _ = make_rng()
+    case = random_chain(rng, 2, 3, 1500, 2, "plain", "near")
+    wanted = ops.verify(**case)
+    size = 2 * (7 * 2 * 16 + 4 * 2 * 8 + 4)  # statistics, shares, counters
+    for fill in (0, 255):  # what it contains does not matter
+        workspace = torch.full((size,), fill, dtype=torch.uint8)
+        assert same_bits(ops.verify(**case, workspace=workspace, backend="simt"), wanted)
+    with pytest.raises(ValueError, match=f"workspace had {size - 1} bytes, .* at least {size}"):
+        ops.verify(**case, workspace=workspace[:-1], backend="simt")
+    unaligned = torch.zeros(size + 1, dtype=torch.uint8)[1:]
+    with pytest.raises(ValueError, match="workspace was not aligned"):
+        ops.verify(**case, workspace=unaligned, backend="simt")
+    assert same_bits(ops.verify(**case, workspace=workspace[:1], backend="cpu"), wanted)
 
 
 GOOD: dict[str, Any] = {
@@ -311,10 +380,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG)
-def test_wrong_arguments(change: dict, error: type[Exception], message: str) -> None:
-    ops.verify(**GOOD)
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+def test_wrong_arguments(backend: str, change: dict, error: type[Exception], message: str) -> None:
+    ops.verify(**GOOD, backend=backend)
     with pytest.raises(error, match=message):
-        ops.verify(**{**GOOD, **change})
+        ops.verify(**{**GOOD, **change}, backend=backend)
 
 
 def test_tokens_beyond_the_lengths_are_not_looked_at() -> None:
