@@ -43,5 +43,6 @@ PYBIND11_MODULE(_C, m) {
   specbranch::register_cache_ops(m);
   specbranch::register_decoder(m);
   specbranch::register_layer_ops(m);
+  specbranch::register_round_ops(m);
   specbranch::register_sampling_ops(m);
 }

@@ -251,6 +251,34 @@ struct DecoderParams {
   void* out;                      // out [N, width], normalised
 };
 
+// The bookkeeping between two rounds whose state lives on the device; see advance/advance.h.
+constexpr int64_t kReportHead = 6;
+struct AdvanceParams {
+  int64_t B, G, K, T, R;          // K = 0: no branches; T room for tokens; R rows of the report ring
+  const int32_t* num_accepted;    // [B] the verdict, as `verify` gives it
+  const int32_t* next_token;      // [B]
+  const int32_t* survivor;        // [B]
+  const int32_t* num_branches;    // [B] or nullptr; for the report only
+  const int32_t* drafted;         // [B, G, K] tokens drawn behind the branches, step by step; -1: bad row
+  const float* confidence;        // [B, G, K]
+  const int32_t* keep;            // [B] 0 nothing, 1 by confidence, 2 all of the surviving branch; nullptr: 1
+  float epsilon;
+  int64_t* tokens;                // in/out [B, T] committed tokens
+  int32_t* length;                // in/out [B] how many, at least 2
+  int32_t* chain;                 // in/out [B, G] verified chain, then the next one, 0 behind its end
+  int32_t* chain_length;          // in/out [B]
+  int32_t* commit_slots;          // out [B, G] what `kv_commit` moves in the draft's cache: slots of nodes that lie at
+  int32_t* commit_start;          // out [B]    branch point + step * K + branch
+  int32_t* commit_length;         // out [B]
+  int64_t* target_inputs;         // out [B, G+1] X's last token, the next chain
+  int64_t* draft_inputs;          // out [B, 2] the last two tokens of X + chain
+  int32_t* target_prefix;         // out [B] slots of the target's cache before them
+  int32_t* branch_point;          // out [B] length of X + chain
+  int64_t* round;                 // in/out [1] counts up
+  int32_t* report;                // out [R, B, 6 + G]: accepted (-1: bad row), verified, survivor, next token, kept,
+                                  // branches, chain as it was verified; row round % R
+};
+
 // Several steps of a decoder in one call, each drawing the tokens that the next one reads. Step 0 runs `inputs` tokens and
 // draws from the last `branches` of them; every later step runs one token a branch.
 // branches = 1: the tokens are a chain behind the prefix. branches > 1 (inputs = branches): each is a branch of its own
@@ -293,10 +321,12 @@ void silu_mul(const SiluMulParams&);
 void linear(const LinearParams&);
 void decoder(const DecoderParams&);
 void draft(const DraftParams&);
+void advance(const AdvanceParams&);
 }  // namespace cpu
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
 namespace cuda {
+void advance(const AdvanceParams&, void* stream);
 void add_rms_norm(const AddRmsNormParams&, void* stream);
 void silu_mul(const SiluMulParams&, void* stream);
 void kv_commit(const KvCommitParams&, void* stream);
@@ -309,6 +339,7 @@ void verify(const VerifyParams&, void* stream);
 namespace simt {
 // In which order the emulated threads run.
 enum class Order : int32_t { kForward, kReverse, kRandom };
+void advance(const AdvanceParams&, Order);
 void add_rms_norm(const AddRmsNormParams&, Order);
 void silu_mul(const SiluMulParams&, Order);
 void kv_commit(const KvCommitParams&, Order);

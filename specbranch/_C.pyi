@@ -47,6 +47,7 @@ def kv_commit(
     stream: int | None,
     /,
 ) -> None: ...
+def advance(*arguments: Any) -> None: ...  # in the order of specbranch/ops/rounds.py
 
 # around the matrix products
 def rope_kv_write(

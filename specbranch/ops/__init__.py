@@ -13,6 +13,7 @@ from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_
 from specbranch.ops.cache import kv_commit, kv_write
 from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
 from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
+from specbranch.ops.rounds import RoundState, advance
 from specbranch.ops.sampling import (
     PURPOSE_ACCEPT,
     PURPOSE_DRAFT,
@@ -36,11 +37,13 @@ __all__ = [
     "Decoder",
     "Drafter",
     "LayerTensors",
+    "RoundState",
     "SampleResult",
     "TreeMask",
     "VerifyResult",
     "VerifyTreeResult",
     "add_rms_norm",
+    "advance",
     "backends",
     "branch_topk",
     "dense_mask",
