@@ -33,18 +33,25 @@ class Sampler:
         max_rows: int,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.params, self.draw = params, draw
+        self.draw = draw
 
-        def rows(value: float, dtype: torch.dtype) -> torch.Tensor:
-            return torch.full((max_rows,), value, dtype=dtype, device=device)
+        def rows(dtype: torch.dtype) -> torch.Tensor:
+            return torch.zeros(max_rows, dtype=dtype, device=device)
 
-        self.temperature = rows(params.temperature, torch.float32)
-        self.seed = rows(params.seed, torch.int64)
-        self.position = rows(0, torch.int64)
+        self.temperature, self._top_p, self._min_p = (rows(torch.float32) for _ in range(3))
+        self.seed, self.position = rows(torch.int64), rows(torch.int64)
+        self._top_k = rows(torch.int32)
         self._lane = torch.arange(max_rows, dtype=torch.int32, device=device)
-        self._top_k = rows(params.top_k, torch.int32)
-        self._top_p = rows(params.top_p, torch.float32)
-        self._min_p = rows(params.min_p, torch.float32)
+        self.load(params)
+
+    def load(self, params: SamplingParams) -> None:
+        """Take the parameters of another request, into the same tensors."""
+        self.params = params
+        self.temperature.fill_(params.temperature)
+        self.seed.fill_(params.seed)
+        self._top_k.fill_(params.top_k)
+        self._top_p.fill_(params.top_p)
+        self._min_p.fill_(params.min_p)
 
     def cut(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor | None:
         """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""
@@ -62,9 +69,9 @@ class Sampler:
         return cutoff
 
     def draw_drafts(
-        self, logits: torch.Tensor, cutoff: torch.Tensor | None, position: int
+        self, logits: torch.Tensor, cutoff: torch.Tensor | None, position: int | torch.Tensor
     ) -> ops.SampleResult:
-        """One token a row for the draft; lane i is row i."""
+        """One token a row for the draft; lane i is row i. ``position``: a number, or ``[rows]``."""
         count = logits.shape[0]
         self.position[:count] = position
         return ops.sample(

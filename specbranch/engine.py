@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from . import ops
+from .device_round import PROGRAMS, DeviceRounds, Runner, new_runner
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
+from .models.llama import LlamaModel
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy
 from .predictor import Predictor
@@ -56,6 +58,7 @@ class _Request:
     eos: frozenset[int]
     has_text: bool
     started: float
+    runner: Runner | None
     tokens: list[int] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     finish_reason: str = ""
@@ -109,6 +112,9 @@ class Engine:
         predictor: H-RAD; None lets the draft's confidence decide alone.
         threads: CPU cores to use, all by default.
         lanes: where the two models run; by default threads for policies that overlap.
+        rounds: ``"host"`` directs each round from Python; ``"device"`` keeps the round's state on
+            the device (on CUDA: one captured graph a round); None: device where the target is on
+            CUDA and policy, settings and models allow it.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -130,6 +136,7 @@ class Engine:
         predictor: Predictor | None = None,
         threads: int | None = None,
         lanes: Lanes | None = None,
+        rounds: str | None = None,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy was {policy!r}; it must be one of {', '.join(POLICIES)}")
@@ -153,6 +160,8 @@ class Engine:
         self._serial = SerialLanes(threads)
         self.lanes: Lanes = lanes or self._default_lanes(threads, method.overlaps)
         self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
+        self._on_device = self._rounds_on_device(rounds)
+        self._runners: dict[bool, list[Runner]] = {False: [], True: []}  # free ones, by has_cutoff
         self._round_lock = threading.Lock()
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
@@ -168,6 +177,29 @@ class Engine:
         if all(device.type == "cuda" for device in devices):
             return StreamLanes(devices[0], devices[-1])
         return ThreadLanes(threads)
+
+    def _rounds_on_device(self, asked: str | None) -> bool:
+        if asked not in (None, "host", "device"):
+            raise ValueError(f"rounds was {asked!r}; it must be host or device")
+        if asked == "device" and self.predictor is not None:
+            raise ValueError("predictor was given; with rounds='device' it must be None")
+        if asked is not None:
+            return asked == "device"
+        models = [model for model in (self.target, self.draft) if model is not None]
+        same = len({model.device for model in models}) == 1
+        fits = self.policy in PROGRAMS and self.predictor is None and same
+        fits = fits and all(isinstance(model, LlamaModel) for model in models)
+        overlap = self.policy != "specbranch" or self.settings.draft_stage == "overlap"
+        return self.target.device.type == "cuda" and fits and overlap
+
+    def _runner(self, params: SamplingParams) -> Runner:
+        """A free runner for such requests, or a new one."""
+        free = self._runners[params.has_cutoff]
+        if free:
+            return free.pop()
+        return new_runner(
+            self.policy, self.target, self.draft, self.settings, params, self.max_seq_len
+        )
 
     def _max_seq_len(self, asked: int | None) -> int:
         models = [model for model in (self.target, self.draft) if model is not None]
@@ -220,7 +252,9 @@ class Engine:
     # ------------------------------------------------------------------ the loop
     def _events(self, request: _Request) -> Generator[Event, None, None]:
         self._active.append(request)
-        policy = self._new_policy(self.policy, self.predictor)
+        policy: Policy = self._new_policy(self.policy, self.predictor)
+        if request.runner is not None:
+            policy = DeviceRounds(request.runner)
         self.last_result = None
         try:
             self._step(request.session.prefill)
@@ -235,6 +269,8 @@ class Engine:
         finally:
             request.finish_reason = request.finish_reason or "cancelled"
             self._active.remove(request)
+            if request.runner is not None:
+                self._runners[request.session.params.has_cutoff].append(request.runner)
             self.last_result = request.finish()
 
     def _step(self, work: Callable[[], Done]) -> Done:
@@ -261,6 +297,7 @@ class Engine:
                 f"tokens; together they must be at most {self.max_seq_len}"
             )
         hidden_layers = 0 if self.predictor is None else self.predictor.hidden_layers
+        runner = self._runner(params) if self._on_device else None
         session = Session(
             self.target,
             self.draft,
@@ -269,10 +306,11 @@ class Engine:
             self.settings,
             self.lanes,
             hidden_layers=hidden_layers,
+            states=runner.take_states() if runner is not None else None,
         )
         eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
         stream = TextStream(self.tokenizer, params.stop)
-        return _Request(session, stream, eos, self.tokenizer is not None, started)
+        return _Request(session, stream, eos, self.tokenizer is not None, started, runner)
 
     def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
         if isinstance(prompt, str):

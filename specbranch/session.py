@@ -113,6 +113,7 @@ class Session:
         params, settings: what to generate and how to speculate.
         lanes: where the models run.
         hidden_layers: how many of the target's last layers a predictor wants to see.
+        states: of target and draft, to be used instead of new ones.
     """
 
     def __init__(
@@ -125,16 +126,21 @@ class Session:
         lanes: Lanes,
         *,
         hidden_layers: int = 0,
+        states: tuple[DecoderState, DecoderState | None] | None = None,
     ) -> None:
         self.params, self.settings, self.lanes = params, settings, lanes
         self.tokens = list(prompt)
         self.total = len(prompt) + params.max_new_tokens
         self.stats = Stats(prompt_tokens=len(prompt))
         gamma, k_max = settings.gamma, settings.k_max
-        self.target = target.new_state(self.total, gamma + 1)
-        self._draft = None
-        if draft is not None:
-            self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
+        self._draft: DecoderState | None
+        if states is not None:
+            self.target, self._draft = states
+        else:
+            self.target = target.new_state(self.total, gamma + 1)
+            self._draft = None
+            if draft is not None:
+                self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
@@ -166,6 +172,11 @@ class Session:
         """The draft's state."""
         assert self._draft is not None, "this policy needs a draft"
         return self._draft
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether there is one."""
+        return self._draft is not None
 
     @property
     def length(self) -> int:

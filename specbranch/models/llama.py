@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..drafting import DraftBuffers, Sampler
 
 PREFILL_CHUNK = 256
+SPARE_POSITIONS = 256
 KEPT_ROWS = 64  # buffers for more rows than this are not kept between calls
 
 
@@ -114,10 +115,13 @@ class LlamaModel:
         self.drafter = ops.Drafter(decoder, embedding, head.weight, head.bias)
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines ``[P, D/2]`` float32."""
+        """Cosines and sines ``[P, D/2]`` float32; a few rows more than there are positions.
+
+        A round on the device has static shapes: its last rows may lie behind the end, unused.
+        """
         config = self.config
         angles = torch.outer(
-            torch.arange(config.max_seq_len, dtype=torch.float32),
+            torch.arange(config.max_seq_len + SPARE_POSITIONS, dtype=torch.float32),
             config.rope.frequencies(config.head_dim),
         )
         return tuple(  # type: ignore[return-value]
@@ -171,7 +175,7 @@ class LlamaState:
 
     def __init__(self, model: LlamaModel, max_seq_len: int, tree_slots: int) -> None:
         config = model.config
-        self._model, self._capacity = model, max_seq_len
+        self.model, self._capacity = model, max_seq_len
         self.cache = SlotCache(
             layers=config.num_layers,
             kv_heads=config.num_kv_heads,
@@ -230,12 +234,12 @@ class LlamaState:
         self._check_tokens(tokens)
         if len(tokens) == 0:
             raise ValueError("tokens was empty; it must have at least one token")
-        if not 0 <= hidden_layers <= self._model.config.num_layers:
+        if not 0 <= hidden_layers <= self.model.config.num_layers:
             raise ValueError(
                 f"hidden_layers was {hidden_layers}; it must be in 0 .. "
-                f"{self._model.config.num_layers}"
+                f"{self.model.config.num_layers}"
             )
-        if self._model.device.type != "cpu" and tokens.device.type == "cpu":
+        if self.model.device.type != "cpu" and tokens.device.type == "cpu":
             self._check_ids(tokens)  # a device would not say which argument was wrong
         first, count = len(self.tree), len(tokens)
         self.tree.grow(count, parents)
@@ -243,7 +247,7 @@ class LlamaState:
             step = self._place(first, count)
             with torch.inference_mode():
                 normed, hidden = self._decode(tokens, step, hidden_layers)
-                return ForwardOutput(self._model.head(normed), hidden)
+                return ForwardOutput(self.model.head(normed), hidden)
         except Exception:
             self.tree.truncate(first)
             raise
@@ -264,6 +268,27 @@ class LlamaState:
         self.cache.rollback(length)
         self.tree.clear()
 
+    def run(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        slots: torch.Tensor,
+        prefix_length: torch.Tensor,
+        ancestor_bits: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Logits ``[N, V]`` of ``tokens [N]``; everything is where the caller says.
+
+        For programs that keep their own books on the device (``device_round.py``): ``positions``,
+        ``slots`` ``[1, N]``, ``prefix_length`` ``[1]`` and ``ancestor_bits`` as for
+        ``ops.tree_attention``; nothing is checked by the host, tree and length stay as they are.
+        """
+        residual = F.embedding(tokens, self.model.embedding)
+        normed = torch.empty_like(residual)
+        self.model.decoder.forward(
+            residual, self.cache.data, positions, slots, prefix_length, ancestor_bits, out=normed
+        )
+        return self.model.head(normed)
+
     # ------------------------------------------------------------------ inside
     def _check_tokens(self, tokens: torch.Tensor) -> None:
         if not isinstance(tokens, torch.Tensor):
@@ -275,19 +300,19 @@ class LlamaState:
 
     def _check_ids(self, tokens: torch.Tensor) -> None:
         low, high = (int(bound) for bound in tokens.aminmax())
-        if low < 0 or high >= self._model.vocab_size:
+        if low < 0 or high >= self.model.vocab_size:
             raise ValueError(self._bad_ids(tokens))
 
     def _bad_ids(self, tokens: torch.Tensor) -> str:
         return (
             f"tokens had ids {int(tokens.min())} .. {int(tokens.max())}; "
-            f"they must be in 0 .. {self._model.vocab_size - 1}"
+            f"they must be in 0 .. {self.model.vocab_size - 1}"
         )
 
     def _step(self, count: int, words: int) -> _Step:
         step = self._steps.get((count, words))
         if step is None:
-            step = _Step(self._model, count, words)
+            step = _Step(self.model, count, words)
             if count <= KEPT_ROWS:
                 self._steps[count, words] = step
         return step
@@ -296,10 +321,10 @@ class LlamaState:
         """Positions, slots and visibility of the nodes from ``first`` on."""
         depths = self.tree.depths
         deepest = self.length + max(depths[first:], default=0)
-        if deepest >= self._model.max_seq_len:
+        if deepest >= self.model.max_seq_len:
             raise ValueError(
                 f"tokens would reach position {deepest}; positions must be below "
-                f"{self._model.max_seq_len}"
+                f"{self.model.max_seq_len}"
             )
         # Where all pending nodes are one chain, those before the new ones are as good as prefix.
         causal = self.tree.is_chain
@@ -318,7 +343,7 @@ class LlamaState:
         self, tokens: torch.Tensor, step: _Step, hidden_layers: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """All layers: final norm's output ``[N, d]``, and the last layers' ``[N, K, d]``."""
-        model = self._model
+        model = self.model
         try:
             residual = F.embedding(tokens.to(model.device), model.embedding)
         except IndexError as error:
@@ -357,7 +382,7 @@ class NativeLlamaState(LlamaState):
             return 0
         if self.num_nodes:
             raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
-        params, drafter = sampler.params, self._model.drafter
+        params, drafter = sampler.params, self.model.drafter
         assert drafter is not None, "new_state chooses this class for models that have one"
         taken = drafter.draft(
             self.cache.data,
