@@ -4,9 +4,11 @@
 
 #include "bindings.h"
 #include "bindings_checks.h"
+#include "common/aligned.h"
 #include "common/backend.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
+#include "tree_attention/tree_attention_plan.h"
 
 namespace py = pybind11;
 
@@ -85,30 +87,66 @@ void tree_mask(py::handle parents_, py::handle bits_, py::handle depth_, py::han
   backend.run(static_cast<double>(B * N * W) * 5e-3, params, SB_BACKENDS(tree_mask));
 }
 
-void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::handle bits_, float scale,
-                    py::handle out_) {
-  TensorArg q("q", q_, kFloating, "[B, N, Hq, D]");
-  TensorArg cache("cache_layer", cache_, q.type(), "[2, B, Hkv, S, D]", kStrided);
-  TensorArg prefix("prefix_length", prefix_, kInt32, "[B]");
-  TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[B, N, ceil(T / 32)]", kOptional);
-  TensorArg out("out", out_, q.type(), "[B, N, Hq, D]", kWritable);
-  const int64_t B = q.size(0), N = q.size(1), Hq = q.size(2), D = q.size(3), Hkv = cache.size(2), S = cache.size(3);
-  const int64_t W = bits.given() ? bits.size(2) : 0;
-  cache.sizes({2, B, Hkv, S, D});
-  prefix.sizes({B});
-  bits.sizes({B, N, W});
-  out.sizes({B, N, Hq, D});
-  if (Hkv == 0 || Hq % Hkv != 0) {
-    q.fail_value("had " + std::to_string(Hq) + " heads, must have a multiple of the cache's " + std::to_string(Hkv));
+// The parts of the parameters that q and the cache give.
+TreeAttentionParams attention_params(const TensorArg& q, const TensorArg& cache) {
+  TreeAttentionParams params{};
+  params.B = q.size(0), params.N = q.size(1), params.Hq = q.size(2), params.D = q.size(3);
+  params.Hkv = cache.size(2), params.S = cache.size(3);
+  cache.sizes({2, params.B, params.Hkv, params.S, params.D});
+  if (params.Hkv == 0 || params.Hq % params.Hkv != 0) {
+    q.fail_value("had " + std::to_string(params.Hq) + " heads, must have a multiple of the cache's " +
+                 std::to_string(params.Hkv));
   }
-  check_prefix(prefix, N, S);
-  if (bits.given()) check_bits(bits, prefix, S);
-  const int32_t* lengths = prefix.data<int32_t>();
-  TreeAttentionParams params{
-      B,         N, Hq, Hkv, S, D, W, scale, q.dtype(), q.data(), cache_layer(cache), lengths, bits.data<uint32_t>(),
-      out.data()};
-  const int64_t longest = B > 0 ? *std::max_element(lengths, lengths + B) + N : 0;
-  run(static_cast<double>(B * longest * N * Hq * D) * 1e-4, [&] { cpu::tree_attention(params); });
+  params.dtype = q.dtype(), params.q = q.data(), params.cache = cache_layer(cache);
+  return params;
+}
+
+TensorArg attention_q(py::handle q) { return {"q", q, kFloating, "[B, N, Hq, D]", kAnyDevice}; }
+TensorArg attention_cache(py::handle cache, Types type) {
+  return {"cache_layer", cache, type, "[2, B, Hkv, S, D]", kStrided | kAnyDevice};
+}
+
+int64_t attention_workspace_bytes(py::handle q_, py::handle cache_) {
+  const TensorArg q = attention_q(q_), cache = attention_cache(cache_, q.type());
+  return tree_attention_workspace_bytes(attention_params(q, cache));
+}
+
+void check_workspace(const TensorArg& workspace, const TreeAttentionParams& params) {
+  const int64_t bytes = tree_attention_workspace_bytes(params);
+  if (bytes == 0) return;
+  const int64_t given = workspace.given() ? workspace.size(0) : 0;
+  if (given < bytes)
+    workspace.fail_value("had " + std::to_string(given) + " bytes, must have " + std::to_string(bytes));
+  if (!aligned({workspace.data()}, sizeof(float))) workspace.fail_value("was not aligned to 4 bytes");
+}
+
+double attention_microseconds(const TreeAttentionParams& p) {
+  const int32_t* lengths = p.prefix_length;
+  const int64_t longest = p.B > 0 ? *std::max_element(lengths, lengths + p.B) + p.N : 0;
+  return static_cast<double>(p.B * longest * p.N * p.Hq * p.D) * 1e-4;
+}
+
+void tree_attention(py::handle q_, py::handle cache_, py::handle prefix_, py::handle bits_, float scale,
+                    py::handle out_, py::handle workspace_, py::handle backend_, py::handle stream_) {
+  const TensorArg q = attention_q(q_), cache = attention_cache(cache_, q.type());
+  TensorArg prefix("prefix_length", prefix_, kInt32, "[B]", kAnyDevice);
+  TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[B, N, ceil(T / 32)]", kOptional | kAnyDevice);
+  TensorArg out("out", out_, q.type(), "[B, N, Hq, D]", kWritable | kAnyDevice);
+  TensorArg workspace("workspace", workspace_, kUInt8, "[bytes]", kOptional | kWritable | kAnyDevice);
+  TreeAttentionParams params = attention_params(q, cache);
+  params.W = bits.given() ? bits.size(2) : 0;
+  prefix.sizes({params.B});
+  bits.sizes({params.B, params.N, params.W});
+  out.sizes({params.B, params.N, params.Hq, params.D});
+  const Backend backend(backend_, stream_, {&q, &cache, &prefix, &bits, &out, &workspace});
+  if (backend.on_cpu()) {
+    check_prefix(prefix, params.N, params.S);
+    if (bits.given()) check_bits(bits, prefix, params.S);
+  }
+  if (backend.runs_kernels()) check_workspace(workspace, params);
+  params.scale = scale, params.prefix_length = prefix.data<int32_t>(), params.ancestor_bits = bits.data<uint32_t>();
+  params.out = out.data(), params.workspace = workspace.data();
+  backend.run(backend.on_cpu() ? attention_microseconds(params) : 0.0, params, SB_BACKENDS(tree_attention));
 }
 
 void kv_write(py::handle key_, py::handle value_, py::handle slots_, py::handle cache_, py::handle backend_,
@@ -161,6 +199,7 @@ void kv_commit(py::handle cache_, py::handle source_, py::handle start_, py::han
 void register_cache_ops(py::module_& m) {
   m.def("tree_mask", &tree_mask);
   m.def("tree_attention", &tree_attention);
+  m.def("tree_attention_workspace_bytes", &attention_workspace_bytes);
   m.def("kv_write", &kv_write);
   m.def("kv_commit", &kv_commit);
 }

@@ -33,6 +33,15 @@ void apply(py::handle in_, py::handle out_) {
   for (int64_t i = 0; i < in.size(0); ++i) out.data<float>()[i] = function(in.data<float>()[i]);
 }
 
+void simt_mma(py::handle a_, py::handle b_, bool transposed, int order, py::handle c_) {
+  TensorArg a("a", a_, kBFloat16 | kFloat16, "[16, 16]"), b("b", b_, a.type(), "[n, k]");
+  TensorArg c("c", c_, kFloat32, "[16, 8]", kWritable);
+  a.sizes({16, 16});
+  b.sizes({transposed ? 16 : 8, transposed ? 8 : 16});
+  c.sizes({16, 8});
+  simt::product_by_mma(a.dtype(), a.data(), b.data(), transposed, static_cast<simt::Order>(order), c.data<float>());
+}
+
 float exp_value(float x) { return exp_nonpositive(x); }
 float log_value(float x) { return log_positive(x); }
 float log1p_value(float u) { return log1p_negative(u); }
@@ -51,6 +60,7 @@ void register_probes(py::module_& m) {
   probe.def("simt_sum", [](const std::vector<float>& values, unsigned threads, int order) {
     return simt::sum_on_grid(values, threads, static_cast<simt::Order>(order));
   });
+  probe.def("simt_mma", &simt_mma);
   probe.def("exp_nonpositive", &apply<exp_value>);
   probe.def("log_positive", &apply<log_value>);
   probe.def("log1p_negative", &apply<log1p_value>);

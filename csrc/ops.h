@@ -142,6 +142,7 @@ struct TreeAttentionParams {
   const uint32_t* ancestor_bits;  // [B, N, W] bit j: slot prefix_length[b] + j is visible (the N nodes may be the last
                                   // of a larger tree); nullptr: causal, query i sees slots prefix_length[b] + 0..i
   void* out;                      // [B, N, Hq, D]; a query that sees nothing gets zeros
+  void* workspace = nullptr;      // tree_attention_workspace_bytes(params), uninitialised; the CPU wants none
 };
 
 struct KvWriteParams {
@@ -332,6 +333,7 @@ void silu_mul(const SiluMulParams&, void* stream);
 void kv_commit(const KvCommitParams&, void* stream);
 void kv_write(const KvWriteParams&, void* stream);
 void rope_kv_write(const RopeKvWriteParams&, void* stream);
+void tree_attention(const TreeAttentionParams&, void* stream);
 void tree_mask(const TreeMaskParams&, void* stream);
 void sample(const SampleParams&, void* stream);
 void verify(const VerifyParams&, void* stream);
@@ -345,6 +347,7 @@ void silu_mul(const SiluMulParams&, Order);
 void kv_commit(const KvCommitParams&, Order);
 void kv_write(const KvWriteParams&, Order);
 void rope_kv_write(const RopeKvWriteParams&, Order);
+void tree_attention(const TreeAttentionParams&, Order);
 void tree_mask(const TreeMaskParams&, Order);
 void sample(const SampleParams&, Order);
 void verify(const VerifyParams&, Order);

@@ -27,8 +27,12 @@ def tree_attention(
     ancestor_bits: _OptionalTensor,
     scale: float,
     out: _Tensor,
+    workspace: _OptionalTensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
+def tree_attention_workspace_bytes(q: _Tensor, cache_layer: _Tensor, /) -> int: ...
 def kv_write(
     key: _Tensor,
     value: _Tensor,

@@ -1,8 +1,7 @@
 // Accesses as wide as everything involved allows: units of 16, 4 or 2 bytes, or packs of elements.
 #pragma once
 
-#include <initializer_list>
-
+#include "common/aligned.h"
 #include "common/gpu.h"
 
 namespace specbranch::SB_GPU {
@@ -25,20 +24,6 @@ __device__ Pack<T, kPack> load_pack(const T* source) {
 template <typename T, int kPack>
 __device__ void store_pack(const Pack<T, kPack>& pack, T* destination) {
   *reinterpret_cast<Pack<T, kPack>*>(destination) = pack;
-}
-
-inline bool aligned(std::initializer_list<const void*> pointers, uint64_t bytes) {
-  for (const void* pointer : pointers)
-    if (reinterpret_cast<uintptr_t>(pointer) % bytes != 0) return false;
-  return true;
-}
-
-// Every step of the cache layer, and its beginning, is a multiple of `bytes`.
-inline bool aligned(const CacheLayer& cache, uint64_t bytes) {
-  const int64_t strides[] = {cache.kv_stride, cache.batch_stride, cache.head_stride, cache.slot_stride};
-  for (const int64_t stride : strides)
-    if (stride * element_size(cache.dtype) % static_cast<int64_t>(bytes) != 0) return false;
-  return aligned({cache.data}, bytes);
 }
 
 // Calls go(Unit{}) with the widest unit for which fits(its size) holds; 2 bytes, half an element or more, always does.

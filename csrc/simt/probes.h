@@ -12,5 +12,7 @@ namespace specbranch::simt {
 std::vector<float> run_probe(const std::string& name, Order order);
 // The sum of `values` by shuffles, shared memory and the last block.
 float sum_on_grid(const std::vector<float>& values, unsigned threads, Order order);
+// c [16, 8] = 1 + a [16, 16] b, by one mma of 16-bit elements; b is [8, 16] (n, k) or, transposed, [16, 8] (k, n).
+void product_by_mma(DType dtype, const void* a, const void* b, bool transposed, Order order, float* c);
 
 }  // namespace specbranch::simt

@@ -9,7 +9,13 @@ from contextlib import contextmanager
 
 from specbranch import _C
 from specbranch.ops._common import Backend
-from specbranch.ops.attention import TreeMask, dense_mask, tree_attention, tree_mask
+from specbranch.ops.attention import (
+    TreeMask,
+    dense_mask,
+    tree_attention,
+    tree_attention_workspace,
+    tree_mask,
+)
 from specbranch.ops.cache import kv_commit, kv_write
 from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
 from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
@@ -57,6 +63,7 @@ __all__ = [
     "sample",
     "silu_mul",
     "tree_attention",
+    "tree_attention_workspace",
     "tree_mask",
     "verify",
     "verify_tree",

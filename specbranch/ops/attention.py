@@ -58,6 +58,26 @@ def dense_mask(bits: TensorLike, num_nodes: int) -> TensorLike:
     return (bits[..., indices // 32] >> (indices % 32) & 1).astype(bool)
 
 
+def tree_attention_workspace(q: TensorLike, cache_layer: TensorLike) -> TensorLike | None:
+    """Scratch memory that `tree_attention` wants for such arguments on "cuda" and "simt".
+
+    Its size depends on shapes, dtype and alignment, never on lengths, and its content on nothing:
+    one workspace serves all layers of a model, one after the other.
+
+    Args:
+        q: ``[B, N, Hq, D]``.
+        cache_layer: ``[2, B, Hkv, S, D]``.
+
+    Returns:
+        ``[bytes]`` uint8 on q's device; None: none is wanted.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit.
+    """
+    size = _C.tree_attention_workspace_bytes(q, cache_layer)
+    return new(q, (size,), "uint8") if size else None
+
+
 def tree_attention(
     q: TensorLike,
     cache_layer: TensorLike,
@@ -66,6 +86,9 @@ def tree_attention(
     *,
     scale: float | None = None,
     out: TensorLike | None = None,
+    workspace: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> TensorLike:
     """Softmax attention of N new tokens over one layer of the slot cache.
 
@@ -83,16 +106,28 @@ def tree_attention(
             slots ``0 .. i``.
         scale: factor on the scores, default ``1 / sqrt(D)``.
         out: ``[B, N, Hq, D]`` to be filled.
+        workspace: of `tree_attention_workspace`; one is made where needed and not given.
+        backend, stream: as for `kv_commit`. On "cuda" a prefix that does not fit is cut to the
+            cache. The kernels take heads of at most 512 elements; bfloat16 and float16 with D of
+            32, 64, 80, 96 or 128 and aligned to 16 bytes run on tensor cores, where the weights are
+            rounded to that dtype.
 
     Raises:
         ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
 
     Computed block by block with a running maximum, as in Milakov and Gimelshein,
-    "Online normalizer calculation for softmax" (2018), https://arxiv.org/abs/1805.02867.
+    "Online normalizer calculation for softmax" (2018), https://arxiv.org/abs/1805.02867; split over
+    the slots as in Flash-Decoding (Dao et al., 2023, https://pytorch.org/blog/flash-decoding/).
     """
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if out is None:
         out = new_like(q, shape_of(q, "q", "[B, N, Hq, D]"))
-    _C.tree_attention(q, cache_layer, prefix_length, ancestor_bits, scale, out)
+    on_cpu = backend == "cpu" or (backend is None and not getattr(q, "is_cuda", False))
+    if workspace is None and not on_cpu:
+        workspace = tree_attention_workspace(q, cache_layer)
+    _C.tree_attention(
+        q, cache_layer, prefix_length, ancestor_bits, scale, out, workspace, backend, stream
+    )
     return out
