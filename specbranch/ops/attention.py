@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from specbranch import _C
-from specbranch.ops._common import Backend, TensorLike, new, new_like, shape_of
+from specbranch.ops._common import Backend, TensorLike, new, new_like, runs_kernels, shape_of
 
 
 class TreeMask(NamedTuple):
@@ -124,8 +124,7 @@ def tree_attention(
         scale = q.shape[-1] ** -0.5
     if out is None:
         out = new_like(q, shape_of(q, "q", "[B, N, Hq, D]"))
-    on_cpu = backend == "cpu" or (backend is None and not getattr(q, "is_cuda", False))
-    if workspace is None and not on_cpu:
+    if workspace is None and runs_kernels(backend, q):
         workspace = tree_attention_workspace(q, cache_layer)
     _C.tree_attention(
         q, cache_layer, prefix_length, ancestor_bits, scale, out, workspace, backend, stream
