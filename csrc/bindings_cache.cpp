@@ -24,7 +24,9 @@ void check_slots(const TensorArg& slots, int64_t S) {
 }
 
 CacheLayer cache_layer(const TensorArg& cache) {
-  return {cache.data(), cache.dtype(), cache.stride(0), cache.stride(1), cache.stride(2), cache.stride(3)};
+  // The stride of a dimension of size 1 may be anything; it must not decide how wide accesses are.
+  const auto stride = [&](int dim) { return cache.size(dim) == 1 ? 0 : cache.stride(dim); };
+  return {cache.data(), cache.dtype(), stride(0), stride(1), stride(2), stride(3)};
 }
 
 void check_prefix(const TensorArg& prefix, int64_t N, int64_t S) {

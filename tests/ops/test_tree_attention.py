@@ -174,6 +174,28 @@ def test_caches_that_are_not_aligned(backend: str, shift: int) -> None:
     check(out, q, layer, prefix, oracles.tree_mask(parents)[0], 0.125, kind, backend)
 
 
+def test_strides_of_single_dimensions_do_not_matter() -> None:
+    """They may be anything, so they must not send a cache to the slower kernel."""
+    q, layer = torch.zeros(1, 1, 2, 64).half(), torch.zeros(2, 1, 1, 640, 64).half()
+    odd = layer.as_strided(layer.shape, (640 * 64, 1, 3, 64, 1))
+    workspaces = [ops.tree_attention_workspace(q, x) for x in (layer, odd)]
+    assert workspaces[0].shape == workspaces[1].shape == (10 * 2 * 66 * 4,)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("nodes", [1, 3, 7, 20, 33])
+def test_stale_slots_do_not_count(backend: str, nodes: int, dtype: str) -> None:
+    """What is left of an older, larger tree behind this one; 4 to 132 query rows."""
+    kind = Kind("torch", dtype)
+    q, layer, prefix, parents = make(Case(1, nodes, 4, 1, 64, (90,), spare=40), kind)
+    layer = layer.nan_to_num(1000.0)
+    bits = torch.zeros(1, nodes, 3, dtype=torch.int32)
+    mask = ops.tree_mask(kind.ints(parents)).bits
+    bits[..., : mask.shape[-1]] = mask
+    out = attend(backend, q, layer, prefix, bits)
+    check(out, q, layer, prefix, oracles.tree_mask(parents)[0], 0.125, kind, backend)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("prefix", [4, 62])
