@@ -16,6 +16,7 @@
 #if !defined(SB_TARGET_CLONES)
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(__CUDACC__) && !defined(SB_NO_TARGET_CLONES)
+#define SB_HAS_TARGET_CLONES
 #define SB_TARGET_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
 #else
 #define SB_TARGET_CLONES

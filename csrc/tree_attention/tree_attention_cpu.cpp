@@ -6,46 +6,42 @@
 // Layout: q, out [B, N, Hq, D]; cache [2, B, Hkv, S, D] strided, last dimension contiguous.
 // Work:   a task is (row b, key-value head, 64 query rows); a query row is (node, query head of the group), so that all
 //         of them share one block of 128 keys and values. The keys are transposed once a block, so that a vector holds
-//         one element of 16 keys and no dot product needs a sum over lanes; rows go four at a time and share every
-//         load.
-// Bound:  by multiply-adds. No split over the prefix: one key-value head runs on one thread.
+//         one element of many keys and no dot product needs a sum over lanes; up to 8 rows share every load.
+// Bound:  by multiply-adds; for one or two rows, by transposing. No split over the prefix: one key-value head runs on
+//         one thread.
 // Order:  online softmax over blocks of 128 slots (by slot number); a dot product is summed over d from 0 up, the
-// weights
-//         of a block in 16 lanes (slot s in lane s % 16) and pairwise, values slot by slot. A row's bits depend on
-//         nothing but the slot numbers: not on the other rows, not on the threads.
+//         weights of a block in 16 lanes (slot s in lane s % 16) and pairwise, values over the even and the odd slots
+//         from 0 up, and the two sums at the end. A row's bits depend on nothing but the slot numbers: not on the other
+//         rows, not on the threads.
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "common/element.h"
 #include "common/fast_math.h"
 #include "common/lanes.h"
 #include "common/parallel.h"
+#include "common/vectors.h"
 #include "ops.h"
+#include "tree_attention/transpose.h"
 
 namespace specbranch::cpu {
 namespace {
 
-constexpr int64_t kBlock = 128;  // slots
-constexpr int64_t kRows = 64;    // query rows of a task
-constexpr int kWidth = 16;       // floats of a vector
-constexpr int kShared = 4;       // query rows that share loads
+constexpr int64_t kBlock = 128;    // slots
+constexpr int64_t kTaskRows = 64;  // query rows of a task
+constexpr int kMaxShared = 8;      // query rows that share loads, at most
 
-// Not necessarily aligned.
-typedef float Vec __attribute__((vector_size(kWidth * 4), aligned(4), may_alias));
-typedef float Vec8 __attribute__((vector_size(32), aligned(4), may_alias));
-
-// Thread-local, grown once: no allocation in the steady state.
+// Thread-local, grown once: no allocation in the steady state. sums: even slots of all rows, then odd ones.
 struct Scratch {
   std::vector<float> queries, sums, keys, values, transposed;
-  float max[kRows], total[kRows], decay[kShared];
-  alignas(64) float scores[kShared][kBlock];
+  float max[kTaskRows], total[kTaskRows], decay[kMaxShared];
+  alignas(64) float scores[kMaxShared][kBlock];
 };
 
 struct Task {
   const TreeAttentionParams& p;
   int64_t b, kv_head, first_row, num_rows;
-  int64_t width;  // D rounded up to whole vectors
+  int64_t width;  // D rounded up to whole vectors of any width
   Scratch& scratch;
 
   int64_t group() const { return p.Hq / p.Hkv; }
@@ -53,90 +49,126 @@ struct Task {
   int64_t head(int64_t row) const { return kv_head * group() + (first_row + row) % group(); }
   // Element of q and out where the row begins.
   int64_t offset(int64_t row) const { return ((b * p.N + node(row)) * p.Hq + head(row)) * p.D; }
+  const uint32_t* bits(int64_t row) const { return p.ancestor_bits + (b * p.N + node(row)) * p.W; }
+  bool sees(int64_t row, int64_t j) const {
+    return p.ancestor_bits == nullptr ? j <= node(row) : (bits(row)[j / 32] >> (j % 32) & 1u) != 0;
+  }
 };
 
-// Eight elements of each of eight keys, to eight rows of kBlock columns.
-SB_INLINE void transpose_8x8(const float* const* key, float* out) {
-  Vec8 in[8], pairs[8], quads[8];
-  for (int i = 0; i < 8; ++i) in[i] = *reinterpret_cast<const Vec8*>(key[i]);
-  for (int i = 0; i < 4; ++i) {
-    pairs[2 * i] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
-    pairs[2 * i + 1] = __builtin_shufflevector(in[2 * i], in[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
-  }
-  for (int half = 0; half < 2; ++half) {
-    for (int i = 0; i < 2; ++i) {
-      const Vec8 low = pairs[4 * half + i], high = pairs[4 * half + 2 + i];
-      quads[4 * half + 2 * i] = __builtin_shufflevector(low, high, 0, 1, 8, 9, 4, 5, 12, 13);
-      quads[4 * half + 2 * i + 1] = __builtin_shufflevector(low, high, 2, 3, 10, 11, 6, 7, 14, 15);
-    }
-  }
-  for (int i = 0; i < 4; ++i) {
-    *reinterpret_cast<Vec8*>(out + i * kBlock) =
-        __builtin_shufflevector(quads[i], quads[4 + i], 0, 1, 2, 3, 8, 9, 10, 11);
-    *reinterpret_cast<Vec8*>(out + (4 + i) * kBlock) =
-        __builtin_shufflevector(quads[i], quads[4 + i], 4, 5, 6, 7, 12, 13, 14, 15);
-  }
+// A block of slots.
+struct Block {
+  int64_t start, count;
+  const float *keys, *values;
+  int64_t stride;  // of both
+};
+
+// How many vectors of keys or values `rows` query rows can share within the registers.
+template <int kFloats>
+constexpr int shared_vectors(int rows) {
+  int vectors = kFloats == 16 ? 8 : 4;
+  while (vectors > 1 && (rows + 1) * vectors >= Vectors<kFloats>::kRegisters) vectors /= 2;
+  return vectors;
 }
 
-// Keys [count][width] to [width][kBlock]. Columns up to the next multiple of 16 repeat the last key.
-SB_INLINE void transpose(const float* keys, int64_t stride, int64_t count, int64_t width, float* out) {
-  const int64_t columns = (count + kWidth - 1) / kWidth * kWidth;
-  for (int64_t first = 0; first < columns; first += 8) {
-    const float* key[8];
-    for (int64_t i = 0; i < 8; ++i) key[i] = keys + std::min(first + i, count - 1) * stride;
-    for (int64_t d = 0; d < width; d += 8) {
-      transpose_8x8(key, out + d * kBlock + first);
-      for (int i = 0; i < 8; ++i) key[i] += 8;
-    }
-  }
-}
-
-// Scores of kNum queries, [kNum][width], with kVectors * 16 keys.
-template <int kNum, int kVectors>
+// Scores of kRows queries, [kRows][width], with kVectors vectors of keys.
+template <int kFloats, int kRows, int kVectors>
 SB_INLINE void dot_products(const float* queries, const float* transposed, int64_t width, float* scores) {
-  Vec sums[kNum][kVectors] = {};
+  using V = typename Vectors<kFloats>::Float;
+  V sums[kRows][kVectors] = {};
   for (int64_t d = 0; d < width; ++d) {
-    Vec key[kVectors];
-    for (int v = 0; v < kVectors; ++v) key[v] = *reinterpret_cast<const Vec*>(transposed + d * kBlock + v * kWidth);
-    for (int r = 0; r < kNum; ++r) {
+    V key[kVectors];
+    for (int i = 0; i < kVectors; ++i) key[i] = *reinterpret_cast<const V*>(transposed + d * kBlock + i * kFloats);
+    for (int r = 0; r < kRows; ++r) {
       const float query = queries[r * width + d];
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += query * key[v];
+      for (int i = 0; i < kVectors; ++i) sums[r][i] += query * key[i];
     }
   }
-  for (int r = 0; r < kNum; ++r) {
-    for (int v = 0; v < kVectors; ++v) *reinterpret_cast<Vec*>(scores + r * kBlock + v * kWidth) = sums[r][v];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<V*>(scores + r * kBlock + i * kFloats) = sums[r][i];
   }
 }
 
-// sums[r] = sums[r] * decay[r] + sum_s weight[r][s] * value[s], kVectors vectors of the head, over slots of the prefix.
-template <int kNum, int kVectors>
-SB_INLINE void add_values(const float* weights, const float* values, int64_t stride, int64_t count, const float* decay,
-                          float* sums, int64_t width) {
-  Vec total[kNum][kVectors];
-  for (int r = 0; r < kNum; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
-      total[r][i] = *reinterpret_cast<const Vec*>(sums + r * width + i * kWidth) * decay[r];
-    }
+// The same with `count` keys, a multiple of 16.
+template <int kFloats, int kRows, int kVectors = shared_vectors<kFloats>(kRows)>
+SB_INLINE void score(const float* queries, const float* transposed, int64_t count, int64_t width, float* scores) {
+  constexpr int kStep = kVectors * kFloats;
+  int64_t s = 0;
+  for (; s + kStep <= count; s += kStep) {
+    dot_products<kFloats, kRows, kVectors>(queries, transposed + s, width, scores + s);
   }
-  for (int64_t s = 0; s < count; ++s) {
-    Vec value[kVectors];
-    for (int i = 0; i < kVectors; ++i) value[i] = *reinterpret_cast<const Vec*>(values + s * stride + i * kWidth);
-    for (int r = 0; r < kNum; ++r) {
-      for (int i = 0; i < kVectors; ++i) total[r][i] += weights[r * kBlock + s] * value[i];
-    }
-  }
-  for (int r = 0; r < kNum; ++r) {
-    for (int i = 0; i < kVectors; ++i) *reinterpret_cast<Vec*>(sums + r * width + i * kWidth) = total[r][i];
+  if constexpr (kVectors > 1) {
+    score<kFloats, kRows, kVectors / 2>(queries, transposed + s, count - s, width, scores + s);
   }
 }
 
-// The same for one row and slots behind the prefix. Those of weight 0 are not read: they may never have been written.
-SB_INLINE void add_tree_values(const float* weights, const float* values, int64_t stride, int64_t first, int64_t last,
-                               float* sums, int64_t width) {
+// One slot of one parity.
+template <int kFloats, int kRows, int kVectors>
+SB_INLINE void add_slot(const float* weights, const float* values,
+                        typename Vectors<kFloats>::Float (*total)[kVectors]) {
+  using V = typename Vectors<kFloats>::Float;
+  V value[kVectors];
+  for (int i = 0; i < kVectors; ++i) value[i] = reinterpret_cast<const V*>(values)[i];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) total[r][i] += weights[r * kBlock] * value[i];
+  }
+}
+
+// sums[row] = sums[row] * decay[row] + sum_s weights[row][s] * values[s] for kVectors vectors of the head, of the even
+// and of the odd slots; both at once while they fit, as a sum alone waits for its own last multiply-add.
+template <int kFloats, int kRows, int kVectors>
+SB_INLINE void add_vectors(const float* weights, const float* values, int64_t stride, int64_t count, const float* decay,
+                           float* sums, int64_t width) {
+  using V = typename Vectors<kFloats>::Float;
+  constexpr int kParities = 2 * kRows * kVectors <= Vectors<kFloats>::kRegisters / 2 ? 2 : 1;
+  for (int first = 0; first < 2; first += kParities) {
+    float* of_parity[2] = {sums + first * kTaskRows * width, sums + kTaskRows * width};
+    V total[kParities][kRows][kVectors];
+    for (int parity = 0; parity < kParities; ++parity) {
+      for (int r = 0; r < kRows; ++r) {
+        const V* before = reinterpret_cast<const V*>(of_parity[parity] + r * width);
+        for (int i = 0; i < kVectors; ++i) total[parity][r][i] = before[i] * decay[r];
+      }
+    }
+    int64_t s = first;
+    for (; s + kParities <= count; s += 2) {
+      for (int parity = 0; parity < kParities; ++parity) {
+        add_slot<kFloats, kRows, kVectors>(weights + s + parity, values + (s + parity) * stride, total[parity]);
+      }
+    }
+    if (kParities == 2 && s < count) add_slot<kFloats, kRows, kVectors>(weights + s, values + s * stride, total[0]);
+    for (int parity = 0; parity < kParities; ++parity) {
+      for (int r = 0; r < kRows; ++r) {
+        V* after = reinterpret_cast<V*>(of_parity[parity] + r * width);
+        for (int i = 0; i < kVectors; ++i) after[i] = total[parity][r][i];
+      }
+    }
+  }
+}
+
+// The same for a whole head, from vector d on.
+template <int kFloats, int kRows, int kVectors = shared_vectors<kFloats>(kRows)>
+SB_INLINE void add_values(const float* weights, const Block& block, int64_t count, const float* decay, float* sums,
+                          int64_t width, int64_t d = 0) {
+  for (; d + kVectors * kFloats <= width; d += kVectors * kFloats) {
+    add_vectors<kFloats, kRows, kVectors>(weights, block.values + d, block.stride, count, decay, sums + d, width);
+  }
+  if constexpr (kVectors > 1) {
+    add_values<kFloats, kRows, kVectors / 2>(weights, block, count, decay, sums, width, d);
+  }
+}
+
+// Slots from `first` on, of those that the row sees: others may never have been written.
+template <int kFloats>
+SB_INLINE void add_tree_values(const Task& task, int64_t row, const float* weights, const Block& block, int64_t first,
+                               int64_t last) {
+  using V = typename Vectors<kFloats>::Float;
+  const int64_t before = block.start - task.p.prefix_length[task.b];
   for (int64_t s = first; s < last; ++s) {
-    if (weights[s] == 0.0f) continue;
-    for (int64_t d = 0; d < width; d += kWidth) {
-      *reinterpret_cast<Vec*>(sums + d) += weights[s] * *reinterpret_cast<const Vec*>(values + s * stride + d);
+    if (!task.sees(row, before + s)) continue;
+    float* sums = task.scratch.sums.data() + (s % 2 * kTaskRows + row) * task.width;
+    const float* values = block.values + s * block.stride;
+    for (int64_t d = 0; d < task.width; d += kFloats) {
+      *reinterpret_cast<V*>(sums + d) += weights[s] * *reinterpret_cast<const V*>(values + d);
     }
   }
 }
@@ -144,117 +176,121 @@ SB_INLINE void add_tree_values(const float* weights, const float* values, int64_
 // One past the last tree slot that a row's node sees.
 SB_INLINE int64_t tree_end(const Task& task, int64_t row) {
   if (task.p.ancestor_bits == nullptr) return task.node(row) + 1;
-  const uint32_t* bits = task.p.ancestor_bits + (task.b * task.p.N + task.node(row)) * task.p.W;
+  const uint32_t* bits = task.bits(row);
   int64_t word = task.p.W - 1;
   while (word >= 0 && bits[word] == 0) --word;
   return word < 0 ? 0 : 32 * word + 32 - __builtin_clz(bits[word]);
 }
 
-// Scores of slots that the node does not see become -inf.
+// How many of the first tree slots (of 32, if there are bits) `count` rows all see.
+SB_INLINE int64_t tree_shared(const Task& task, int64_t row, int64_t count) {
+  if (task.p.ancestor_bits == nullptr) return task.node(row) + 1;
+  uint32_t unseen = 0;
+  for (int64_t r = 0; r < count; ++r) unseen |= ~task.bits(row + r)[0];
+  return unseen == 0 ? 32 : __builtin_ctz(unseen);
+}
+
+// Scores of slots that the node does not see become -inf, and those up to the next multiple of 16.
 SB_INLINE void mask_scores(const Task& task, int64_t row, int64_t start, int64_t count, float* scores) {
-  const int64_t prefix = task.p.prefix_length[task.b];
-  if (task.p.ancestor_bits == nullptr || start + count <= prefix) return;
-  const uint32_t* bits = task.p.ancestor_bits + (task.b * task.p.N + task.node(row)) * task.p.W;
-  for (int64_t s = std::max<int64_t>(0, prefix - start); s < count; ++s) {
-    const int64_t j = start + s - prefix;
-    if ((bits[j / 32] >> (j % 32) & 1u) == 0) scores[s] = -kInfinity;
+  for (int64_t s = count; s % kLanes != 0; ++s) scores[s] = -kInfinity;
+  const int64_t before = start - task.p.prefix_length[task.b];
+  if (task.p.ancestor_bits == nullptr) return;
+  for (int64_t s = std::max<int64_t>(0, -before); s < count; ++s) {
+    if (!task.sees(row, before + s)) scores[s] = -kInfinity;
   }
 }
 
-// Scores become weights exp(score - max); returns their sum. NaN stays NaN. `count` is a multiple of 16.
+// Scores become weights exp(score - max); returns their sum. NaN stays NaN.
 SB_INLINE float weigh(float* scores, int64_t count, float max) {
-  for (int64_t s = 0; s < count; ++s) {
-    const float difference = scores[s] - max;
-    const float weight = exp_nonpositive(difference);
-    scores[s] = difference == difference ? weight : difference;
+  float lanes[kLanes] = {};
+  for (int64_t s = 0; s < count; s += kLanes) {
+    for (int i = 0; i < kLanes; ++i) {
+      const float difference = scores[s + i] - max;
+      const float weight = exp_nonpositive(difference);
+      scores[s + i] = difference == difference ? weight : difference;
+      lanes[i] += scores[s + i];
+    }
   }
-  Vec lanes = {};
-  for (int64_t s = 0; s < count; s += kWidth) lanes += *reinterpret_cast<const Vec*>(scores + s);
-  return add_lanes(reinterpret_cast<float*>(&lanes));
+  return add_lanes(lanes);
 }
 
+// Ignores NaN.
+template <int kFloats>
 SB_INLINE float max_of(const float* scores, int64_t count) {
-  Vec lanes = Vec{} - kInfinity;
-  for (int64_t s = 0; s < count; s += kWidth) {
-    const Vec score = *reinterpret_cast<const Vec*>(scores + s);
+  using V = typename Vectors<kFloats>::Float;
+  V lanes = V{} - kInfinity;
+  for (int64_t s = 0; s < count; s += kFloats) {
+    const V score = *reinterpret_cast<const V*>(scores + s);
     lanes = score > lanes ? score : lanes;
   }
   float max = -kInfinity;
-  for (int i = 0; i < kWidth; ++i) max = lanes[i] > max ? lanes[i] : max;
+  for (int i = 0; i < kFloats; ++i) max = lanes[i] > max ? lanes[i] : max;
   return max;
 }
 
-// A block of slots as the rows meet it.
-struct Block {
-  int64_t start, count, in_prefix;  // slots, how many of them, how many of those every row sees
-  const float* transposed;          // keys
-  const float* values;
-  int64_t stride;  // of values
-};
-
-// Weights of a query row over the block, from its scores; scratch.decay: of what the row has summed before.
-SB_INLINE void weigh_block(const Task& task, int64_t row, const Block& block, int64_t visible, int slot) {
+// Weights of query rows over the block, from their scores; scratch.decay: of what they have summed before.
+template <int kFloats, int kRows>
+SB_INLINE void weigh_rows(const Task& task, int64_t row, int64_t start, const int64_t* visible) {
   Scratch& scratch = task.scratch;
-  float* scores = scratch.scores[slot];
-  mask_scores(task, row, block.start, visible, scores);
-  const int64_t padded = (visible + kWidth - 1) / kWidth * kWidth;
-  std::fill(scores + visible, scores + padded, -kInfinity);
-  const float max = std::max(scratch.max[row], max_of(scores, padded));
-  // A row of NaN scores has no maximum; weights against 0 keep the NaN.
-  const float base = max == -kInfinity ? 0.0f : max;
-  const float decay = exp_nonpositive(scratch.max[row] - base);
-  scratch.total[row] = scratch.total[row] * decay + weigh(scores, padded, base);
-  scratch.max[row] = max;
-  scratch.decay[slot] = decay;
+  float base[kRows];
+  int64_t padded[kRows];
+  for (int r = 0; r < kRows; ++r) {
+    padded[r] = (visible[r] + kLanes - 1) / kLanes * kLanes;
+    mask_scores(task, row + r, start, visible[r], scratch.scores[r]);
+    base[r] = max_of<kFloats>(scratch.scores[r], padded[r]);
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const float before = scratch.max[row + r], max = base[r] > before ? base[r] : before;
+    // A row of NaN scores has no maximum; weights against 0 keep the NaN.
+    base[r] = max == -kInfinity ? 0.0f : max;
+    scratch.decay[r] = exp_nonpositive(before - base[r]);
+    scratch.max[row + r] = max;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    const float sum = weigh(scratch.scores[r], padded[r], base[r]);
+    scratch.total[row + r] = scratch.total[row + r] * scratch.decay[r] + sum;
+  }
 }
 
-template <int kNum>
+template <int kFloats, int kRows>
 SB_INLINE void attend_rows(const Task& task, int64_t row, const Block& block) {
   Scratch& scratch = task.scratch;
   const int64_t width = task.width, prefix = task.p.prefix_length[task.b];
-  const float* queries = scratch.queries.data() + row * width;
-  int64_t s = 0;
-  for (; s + 2 * kWidth <= block.count; s += 2 * kWidth) {
-    dot_products<kNum, 2>(queries, block.transposed + s, width, scratch.scores[0] + s);
-  }
-  for (; s < block.count; s += kWidth) {
-    dot_products<kNum, 1>(queries, block.transposed + s, width, scratch.scores[0] + s);
-  }
-  int64_t visible[kNum];
-  for (int r = 0; r < kNum; ++r) {
-    visible[r] = std::max<int64_t>(0, std::min(block.count, prefix + tree_end(task, row + r) - block.start));
-    weigh_block(task, row + r, block, visible[r], r);
-  }
-  float* sums = scratch.sums.data() + row * width;
-  int64_t d = 0;
-  for (; d + 2 * kWidth <= width; d += 2 * kWidth) {
-    add_values<kNum, 2>(scratch.scores[0], block.values + d, block.stride, block.in_prefix, scratch.decay, sums + d,
-                        width);
-  }
-  for (; d < width; d += kWidth) {
-    add_values<kNum, 1>(scratch.scores[0], block.values + d, block.stride, block.in_prefix, scratch.decay, sums + d,
-                        width);
-  }
-  for (int r = 0; r < kNum; ++r) {
-    add_tree_values(scratch.scores[r], block.values, block.stride, block.in_prefix, visible[r], sums + r * width,
-                    width);
+  const int64_t columns = (block.count + kLanes - 1) / kLanes * kLanes;
+  score<kFloats, kRows>(scratch.queries.data() + row * width, scratch.transposed.data(), columns, width,
+                        scratch.scores[0]);
+  const auto within = [&](int64_t end) { return std::max<int64_t>(0, std::min(block.count, end - block.start)); };
+  int64_t visible[kRows];
+  for (int r = 0; r < kRows; ++r) visible[r] = within(prefix + tree_end(task, row + r));
+  weigh_rows<kFloats, kRows>(task, row, block.start, visible);
+  const int64_t shared = within(prefix + tree_shared(task, row, kRows));
+  add_values<kFloats, kRows>(scratch.scores[0], block, shared, scratch.decay, scratch.sums.data() + row * width, width);
+  for (int r = 0; r < kRows; ++r) {
+    add_tree_values<kFloats>(task, row + r, scratch.scores[r], block, shared, visible[r]);
   }
 }
 
-SB_INLINE void attend_block(const Task& task, const Block& block) {
+// The first `count` rows from `row` on, kRows at most.
+template <int kFloats, int kRows>
+SB_INLINE void attend_some(const Task& task, int64_t row, int64_t count, const Block& block) {
+  if (count == kRows) return attend_rows<kFloats, kRows>(task, row, block);
+  if constexpr (kRows > 1) attend_some<kFloats, kRows - 1>(task, row, count, block);
+}
+
+// All rows, in parts of equal size.
+template <int kFloats>
+SB_INLINE void attend_all(const Task& task, const Block& block) {
+  constexpr int kMost = kFloats == 16 ? kMaxShared : 6;
+  transpose<kFloats>(block.keys, block.stride, block.count, task.width, task.scratch.transposed.data(), kBlock);
   int64_t row = 0;
-  for (; row + kShared <= task.num_rows; row += kShared) attend_rows<kShared>(task, row, block);
-  switch (task.num_rows - row) {
-    case 3:
-      return attend_rows<3>(task, row, block);
-    case 2:
-      return attend_rows<2>(task, row, block);
-    case 1:
-      return attend_rows<1>(task, row, block);
-    default:
-      return;
+  for (int64_t parts = (task.num_rows + kMost - 1) / kMost; parts > 0; --parts) {
+    const int64_t count = (task.num_rows - row + parts - 1) / parts;
+    attend_some<kFloats, kMost>(task, row, count, block);
+    row += count;
   }
 }
+
+SB_VECTOR_VERSIONS(void attend_block(const Task& task, const Block& block), attend_all<kFloats>(task, block))
 
 // A block of keys or values as float32, padded with zeros to whole vectors; in place where it is so already.
 template <typename T>
@@ -272,13 +308,15 @@ template <typename T>
 SB_INLINE void begin(const Task& task) {
   Scratch& scratch = task.scratch;
   const TreeAttentionParams& p = task.p;
-  const size_t size = task.num_rows * task.width;
-  if (scratch.queries.size() < size) scratch.queries.resize(size), scratch.sums.resize(size);
+  const size_t size = kTaskRows * task.width;
+  if (scratch.queries.size() < size) scratch.queries.resize(size), scratch.sums.resize(2 * size);
   const size_t block = kBlock * task.width;
   if (scratch.keys.size() < block) {
     for (std::vector<float>* buffer : {&scratch.keys, &scratch.values, &scratch.transposed}) buffer->resize(block);
   }
-  std::fill_n(scratch.sums.begin(), size, 0.0f);
+  for (const int64_t odd : {0, 1}) {
+    std::fill_n(scratch.sums.begin() + odd * kTaskRows * task.width, task.num_rows * task.width, 0.0f);
+  }
   for (int64_t row = 0; row < task.num_rows; ++row) {
     const T* q = static_cast<const T*>(p.q) + task.offset(row);
     float* query = scratch.queries.data() + row * task.width;
@@ -295,8 +333,8 @@ SB_INLINE void finish(const Task& task) {
     const float total = task.scratch.total[row];
     const float factor = total == 0.0f ? 0.0f : 1.0f / total;
     T* out = static_cast<T*>(task.p.out) + task.offset(row);
-    const float* sums = task.scratch.sums.data() + row * task.width;
-    for (int64_t d = 0; d < task.p.D; ++d) from_float(sums[d] * factor, out + d);
+    const float *even = task.scratch.sums.data() + row * task.width, *odd = even + kTaskRows * task.width;
+    for (int64_t d = 0; d < task.p.D; ++d) from_float((even[d] + odd[d]) * factor, out + d);
   }
 }
 
@@ -319,10 +357,7 @@ SB_INLINE void attend(const Task& task) {
       value_block = load_block(value, cache.slot_stride, count, p.D, task.width, task.scratch.values);
     }
     const int64_t stride = in_place ? cache.slot_stride : task.width;
-    float* transposed = task.scratch.transposed.data();
-    transpose(key_block, stride, count, task.width, transposed);
-    const int64_t in_prefix = std::max<int64_t>(0, std::min(count, prefix - start));
-    attend_block(task, {start, count, in_prefix, transposed, value_block, stride});
+    attend_block(task, {start, count, key_block, value_block, stride});
   }
   finish<T>(task);
 }
@@ -343,12 +378,13 @@ void tree_attention(const TreeAttentionParams& p) {
   const auto attend = p.dtype == DType::kFloat32    ? attend_float32
                       : p.dtype == DType::kBFloat16 ? attend_bfloat16
                                                     : attend_float16;
-  const int64_t rows = p.N * (p.Hq / p.Hkv), chunks = (rows + kRows - 1) / kRows;
-  const int64_t width = (p.D + kWidth - 1) / kWidth * kWidth;
+  const int64_t rows = p.N * (p.Hq / p.Hkv), chunks = (rows + kTaskRows - 1) / kTaskRows;
+  const int64_t width = (p.D + kLanes - 1) / kLanes * kLanes;
   parallel_for(p.B * p.Hkv * chunks, estimated_microseconds(p), [&](int64_t i) {
     thread_local Scratch scratch;
-    const int64_t first_row = i % chunks * kRows;
-    attend({p, i / chunks / p.Hkv, i / chunks % p.Hkv, first_row, std::min(kRows, rows - first_row), width, scratch});
+    const int64_t first_row = i % chunks * kTaskRows;
+    attend(
+        {p, i / chunks / p.Hkv, i / chunks % p.Hkv, first_row, std::min(kTaskRows, rows - first_row), width, scratch});
   });
 }
 

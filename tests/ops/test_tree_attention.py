@@ -143,6 +143,25 @@ def test_error_is_at_most_twice_that_of_plain_torch(
     assert error <= 2 * plain + floor, (error, plain)
 
 
+@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize("head_dim", [20, 32, 48, 128])
+def test_a_row_has_its_bits_from_nobody_else(group: int, head_dim: int) -> None:
+    """Rows share loads in parts of every size, and a chain must give what its tokens give alone."""
+    kind = Kind("torch", "float32")
+    q, layer, prefix, parents = make(Case(1, 35, 2 * group, 2, head_dim, (119,)), kind)
+    bits = ops.tree_mask(kind.ints(parents)).bits
+    chain = ops.tree_attention(q, layer, prefix, None)
+    tree = ops.tree_attention(q, layer, prefix, bits)
+    for first in range(20):
+        count = min(first + 1, 35 - first)
+        rows = slice(first, first + count)
+        some = q[:, rows].contiguous()
+        out = ops.tree_attention(some, layer, prefix + first, None)
+        assert torch.equal(out, chain[:, rows]), f"{count} of a chain from {first}"
+        out = ops.tree_attention(some, layer, prefix, bits[:, rows].contiguous())
+        assert torch.equal(out, tree[:, rows]), f"{count} of a tree from {first}"
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_strided_layers(backend: str, dtype: str) -> None:
     """A layer of a batch slice of a cache, as the engine passes it."""
