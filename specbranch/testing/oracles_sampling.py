@@ -257,6 +257,8 @@ def recovered(rows: list[Floats], seed: int, position: int, rounds: int = 1) -> 
         mass = np.maximum(0.0, current - draft).sum()
         left = residual(current, draft)
         if left is None:
+            # Whether float32 sees anything of so small a residual is open.
+            amplification = np.inf if mass > 0 else amplification
             break
         current = left
         amplification /= mass
