@@ -271,24 +271,30 @@ void check_siblings(const TensorArg& sampled, const int32_t* parents, const int3
     }
 }
 
+int64_t verify_tree_workspace_bytes(int64_t B, int64_t N, int64_t V, bool gumbel) {
+  return plan_verify_tree(B, N, V, gumbel ? Draw::kGumbel : Draw::kInverseCdf).workspace_bytes;
+}
+
 void verify_tree(py::handle target_logits_, py::handle draft_logits_, py::handle tokens_, py::handle parents_,
                  py::handle num_nodes_, py::handle temperature_, py::handle seed_, py::handle position_,
                  py::handle sampled_, py::handle target_cutoff_, py::handle draft_cutoff_, bool gumbel,
-                 py::handle num_accepted_, py::handle path_, py::handle next_token_) {
-  TensorArg target_logits("target_logits", target_logits_, kFloating, "[B, N+1, V]", kStrided);
-  TensorArg draft_logits("draft_logits", draft_logits_, kFloating, "[B, N+1, V]", kStrided | kOptional);
-  TensorArg tokens("tokens", tokens_, kInt32, "[B, N]");
-  TensorArg parents("parents", parents_, kInt32, "[B, N]");
-  TensorArg num_nodes("num_nodes", num_nodes_, kInt32, "[B]");
-  TensorArg temperature("temperature", temperature_, kFloat32, "[B]");
-  TensorArg seed("seed", seed_, kInt64, "[B]");
-  TensorArg position("position", position_, kInt64, "[B]");
-  TensorArg sampled("sampled", sampled_, kUInt8 | kBool, "[B, N]", kOptional);
-  TensorArg target_cutoff("target_cutoff", target_cutoff_, kFloat32, "[B, N+1]", kOptional);
-  TensorArg draft_cutoff("draft_cutoff", draft_cutoff_, kFloat32, "[B, N+1]", kOptional);
-  TensorArg num_accepted("out.num_accepted", num_accepted_, kInt32, "[B]", kWritable);
-  TensorArg path("out.path", path_, kInt32, "[B, N]", kWritable);
-  TensorArg next_token("out.next_token", next_token_, kInt32, "[B]", kWritable);
+                 py::handle num_accepted_, py::handle path_, py::handle next_token_, py::handle workspace_,
+                 py::handle backend_, py::handle stream_) {
+  TensorArg target_logits("target_logits", target_logits_, kFloating, "[B, N+1, V]", kStrided | kAnyDevice);
+  TensorArg draft_logits("draft_logits", draft_logits_, kFloating, "[B, N+1, V]", kStrided | kOptional | kAnyDevice);
+  TensorArg tokens("tokens", tokens_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg parents("parents", parents_, kInt32, "[B, N]", kAnyDevice);
+  TensorArg num_nodes("num_nodes", num_nodes_, kInt32, "[B]", kAnyDevice);
+  TensorArg temperature("temperature", temperature_, kFloat32, "[B]", kAnyDevice);
+  TensorArg seed("seed", seed_, kInt64, "[B]", kAnyDevice);
+  TensorArg position("position", position_, kInt64, "[B]", kAnyDevice);
+  TensorArg sampled("sampled", sampled_, kUInt8 | kBool, "[B, N]", kOptional | kAnyDevice);
+  TensorArg target_cutoff("target_cutoff", target_cutoff_, kFloat32, "[B, N+1]", kOptional | kAnyDevice);
+  TensorArg draft_cutoff("draft_cutoff", draft_cutoff_, kFloat32, "[B, N+1]", kOptional | kAnyDevice);
+  TensorArg num_accepted("out.num_accepted", num_accepted_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg path("out.path", path_, kInt32, "[B, N]", kWritable | kAnyDevice);
+  TensorArg next_token("out.next_token", next_token_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg workspace("workspace", workspace_, kUInt8, "[bytes]", kWritable | kOptional | kAnyDevice);
   const int64_t B = target_logits.size(0), V = target_logits.size(2), N = tokens.size(1);
   check_vocabulary(target_logits, V);
   target_logits.sizes({B, N + 1, V});
@@ -298,14 +304,21 @@ void verify_tree(py::handle target_logits_, py::handle draft_logits_, py::handle
   for (const TensorArg* arg : {&num_nodes, &temperature, &seed, &position, &num_accepted, &next_token}) arg->sizes({B});
   if (!gumbel && N > 0 && sampled.given() && !draft_logits.given())
     draft_logits.fail_value("was None, must be [B, N+1, V] where sampled is given and draw is not \"gumbel\"");
-  check_temperature(temperature);
-  check_tree(parents, num_nodes, B, N);
-  check_tokens(tokens, num_nodes.data<int32_t>(), B, N, V);
-  check_siblings(sampled, parents.data<int32_t>(), num_nodes.data<int32_t>(), B, N);
+  const Backend backend(backend_, stream_,
+                        {&target_logits, &draft_logits, &tokens, &parents, &num_nodes, &temperature, &seed, &position,
+                         &sampled, &target_cutoff, &draft_cutoff, &num_accepted, &path, &next_token, &workspace});
+  if (backend.on_cpu()) {
+    check_temperature(temperature);
+    check_tree(parents, num_nodes, B, N);
+    check_tokens(tokens, num_nodes.data<int32_t>(), B, N, V);
+    check_siblings(sampled, parents.data<int32_t>(), num_nodes.data<int32_t>(), B, N);
+  }
+  const Draw draw = gumbel ? Draw::kGumbel : Draw::kInverseCdf;
+  if (backend.runs_kernels()) check_workspace(workspace, plan_verify_tree(B, N, V, draw).workspace_bytes);
   VerifyTreeParams params{B,
                           N,
                           V,
-                          gumbel ? Draw::kGumbel : Draw::kInverseCdf,
+                          draw,
                           logits_3d(target_logits),
                           logits_3d(draft_logits),
                           tokens.data<int32_t>(),
@@ -319,8 +332,9 @@ void verify_tree(py::handle target_logits_, py::handle draft_logits_, py::handle
                           position.data<int64_t>(),
                           num_accepted.data<int32_t>(),
                           path.data<int32_t>(),
-                          next_token.data<int32_t>()};
-  run(microseconds(B * (N + 1) * V), [&] { cpu::verify_tree(params); });
+                          next_token.data<int32_t>(),
+                          workspace.data()};
+  backend.run(microseconds(B * (N + 1) * V), params, SB_BACKENDS(verify_tree));
 }
 
 }  // namespace
@@ -332,6 +346,7 @@ void register_sampling_ops(py::module_& m) {
   m.def("verify", &verify);
   m.def("verify_workspace_bytes", &verify_workspace_bytes);
   m.def("verify_tree", &verify_tree);
+  m.def("verify_tree_workspace_bytes", &verify_tree_workspace_bytes);
   register_probes(m);
 }
 

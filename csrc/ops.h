@@ -115,6 +115,7 @@ struct VerifyTreeParams {
   int32_t* num_accepted;     // out [B]; nodes on the accepted path; -1: NaN
   int32_t* path;             // out [B, N]; accepted nodes from the root, -1 beyond
   int32_t* next_token;       // out [B]; the target's token after the path; -1: NaN
+  void* workspace;           // of the kernels: verify_plan.h says how much; the CPU needs none
 };
 
 // ---------------------------------------------------------------------------------------------- tree and cache
@@ -337,6 +338,7 @@ void tree_attention(const TreeAttentionParams&, void* stream);
 void tree_mask(const TreeMaskParams&, void* stream);
 void sample(const SampleParams&, void* stream);
 void verify(const VerifyParams&, void* stream);
+void verify_tree(const VerifyTreeParams&, void* stream);
 }  // namespace cuda
 namespace simt {
 // In which order the emulated threads run.
@@ -351,6 +353,7 @@ void tree_attention(const TreeAttentionParams&, Order);
 void tree_mask(const TreeMaskParams&, Order);
 void sample(const SampleParams&, Order);
 void verify(const VerifyParams&, Order);
+void verify_tree(const VerifyTreeParams&, Order);
 }  // namespace simt
 
 }  // namespace specbranch

@@ -190,8 +190,12 @@ def verify_tree(
     num_accepted: _Tensor,
     path: _Tensor,
     next_token: _Tensor,
+    workspace: _OptionalTensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
+def verify_tree_workspace_bytes(B: int, N: int, V: int, gumbel: bool, /) -> int: ...
 
 class Drafter:
     def __init__(

@@ -114,6 +114,9 @@ def verify_tree(
     draft_cutoff: TensorLike | None = None,
     draw: str = "inverse_cdf",
     out: VerifyTreeResult | tuple[TensorLike, ...] | None = None,
+    workspace: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> VerifyTreeResult:
     """Walk a tree of drafted tokens from the root as far as the target agrees.
 
@@ -125,7 +128,8 @@ def verify_tree(
     verified in index order by multi-round rejection sampling) and which are deterministic
     candidates (matched against one draw of the target); the children of a node are of one kind.
     ``position [B]``: absolute position of the root's children. A chain gives the very decisions of
-    ``verify``.
+    ``verify``. ``workspace``, ``backend`` and ``stream``: as for ``verify``; on "cuda" a tree that
+    does not hold what is said here gives a wrong path, or -1.
     """
     if out is None:
         batch = shape_of(target_logits, "target_logits", "[B, N+1, V]")[:1]
@@ -135,6 +139,11 @@ def verify_tree(
             new(target_logits, (*batch, width), "int32"),
             new(target_logits, batch, "int32"),
         )
+    result = out if isinstance(out, VerifyTreeResult) else VerifyTreeResult(*out)
+    if workspace is None and runs_kernels(backend, target_logits):
+        B, num_rows, V = shape_of(target_logits, "target_logits", "[B, N+1, V]")
+        size = _C.verify_tree_workspace_bytes(B, num_rows - 1, V, is_gumbel(draw))
+        workspace = new(target_logits, (size,), "uint8")
     _C.verify_tree(
         target_logits,
         draft_logits,
@@ -148,6 +157,9 @@ def verify_tree(
         target_cutoff,
         draft_cutoff,
         is_gumbel(draw),
-        *out,
+        *result,
+        workspace,
+        backend,
+        stream,
     )
-    return out if isinstance(out, VerifyTreeResult) else VerifyTreeResult(*out)
+    return result

@@ -11,7 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops.row_cases import DTYPES, KINDS, exact, i32, make_rng, stored, strided
+from ops.row_cases import (
+    DTYPES,
+    KINDS,
+    SIZES,
+    exact,
+    i32,
+    make_rng,
+    one_order,
+    random_cutoffs,
+    run_on,
+    same_bits,
+    stored,
+    strided,
+    with_bad_values,
+)
 from ops.verify_cases import (
     COUNT,
     LEVEL,
@@ -57,13 +71,15 @@ def check(case: dict[str, Any], got: ops.VerifyTreeResult, draw: str) -> list[in
     return sizes
 
 
+@one_order
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("distance", ["same", "near", "far"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_oracle(kind: str, distance: str, draw: str) -> None:
+def test_against_oracle(backend: str, kind: str, distance: str, draw: str) -> None:
     rng, _ = make_rng()
     sizes = []
-    for index, (B, N, V) in enumerate(SHAPES):
+    shapes = SHAPES[1:5] if backend == "simt" else SHAPES  # the others are slow there
+    for index, (B, N, V) in enumerate(shapes):
         dtype = list(DTYPES)[int(rng.integers(3))]
         case = random_tree(rng, B, N, V, kind, distance)
         for name in ("target_logits", "draft_logits"):
@@ -76,8 +92,8 @@ def test_against_oracle(kind: str, distance: str, draw: str) -> None:
         else:
             case["target_logits"] = strided(case["target_logits"])
         out = ops.VerifyTreeResult(i32([-77] * B), i32(np.full((B, N), -77)), i32([-77] * B))
-        got = ops.verify_tree(**case, draw=draw, out=out)
-        assert got is out
+        got = run_on(backend, ops.verify_tree, **case, draw=draw, out=out)
+        assert got is out or backend == "cuda"
         sizes += check(case, got, draw)
     assert np.mean(np.array(sizes) == 1) > 0.8
 
@@ -94,17 +110,17 @@ def test_checker_sees_wrong_walks() -> None:
 
 
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
-def test_a_chain_decides_like_verify(draw: str) -> None:
+def test_a_chain_decides_like_verify(backend: str, draw: str) -> None:
     rng, _ = make_rng()
     for V in (5, 200, 3000):
-        B, G = 100, 4
+        B, G = 100 if backend == "cpu" else 10, 4
         case = {
             k: torch.as_tensor(v) for k, v in random_chain(rng, B, G, V, 0, "plain", "near").items()
         }
         wanted = ops.verify(**case, draw=draw)
         draft = torch.cat([case["draft_logits"], torch.full((B, 1, V), float("nan"))], dim=1)
-        got = ops.verify_tree(
-            case["target_logits"], draft, case["draft_tokens"],
+        got = run_on(
+            backend, ops.verify_tree, case["target_logits"], draft, case["draft_tokens"],
             i32([list(range(-1, G - 1))] * B), case["chain_length"],
             case["temperature"], case["seed"], case["position"],
             sampled=torch.ones(B, G, dtype=torch.bool), draw=draw,
@@ -206,7 +222,7 @@ def test_wrong_rule_is_rejected() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "nothing finite"])
 @pytest.mark.parametrize("sampled", [False, True])
-def test_bad_rows(bad: float | str, sampled: bool) -> None:
+def test_bad_rows(backend: str, bad: float | str, sampled: bool) -> None:
     """Batch row i: target row i is bad (3: the draft's row 0). The walk passes all three."""
     V = 1100
     target, draft = torch.zeros(4, 3, V), torch.zeros(4, 3, V)
@@ -216,14 +232,63 @@ def test_bad_rows(bad: float | str, sampled: bool) -> None:
             row[:] = -np.inf
         else:
             row[1050] = bad
-    got = ops.verify_tree(
-        target, draft, i32([[7, 7]] * 4), i32([[-1, 0]] * 4), i32([2] * 4), 1.0, 3, 4,
-        sampled=torch.full((4, 2), sampled),
+    got = run_on(
+        backend, ops.verify_tree, target, draft, i32([[7, 7]] * 4), i32([[-1, 0]] * 4),
+        i32([2] * 4), 1.0, 3, 4, sampled=torch.full((4, 2), sampled),
     )  # fmt: skip
     last = -1 if sampled else 2
     assert got.num_accepted.tolist() == [-1, -1, -1, last]
     assert got.next_token.tolist() == [-1, -1, -1, -1 if sampled else 7]
     assert got.path.tolist() == [[-1, -1]] * 3 + [[-1, -1] if sampled else [0, 1]]
+
+
+@pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
+def test_same_bits_as_cpu(backend: str, draw: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the others are compared with it")
+    rng, _ = make_rng()
+    for V in SIZES * 2:
+        B, N = 30 if V <= 100 else 2, int(rng.choice([0, 1, 4, 9, 40 if V <= 100 else 12]))
+        kind, distance = str(rng.choice(KINDS)), str(rng.choice(["same", "near", "far"]))
+        case = random_tree(rng, B, N, V, kind, distance)
+        for name in ("target_logits", "draft_logits"):
+            case[name] = with_bad_values(rng, case[name])
+        case |= {name: random_cutoffs(rng, B, N + 1) for name in CUTOFFS}
+        wanted = ops.verify_tree(**case, draw=draw)
+        assert same_bits(run_on(backend, ops.verify_tree, **case, draw=draw), wanted), case
+
+
+@pytest.mark.parametrize("distance", ["near", "far"])
+def test_many_rejections_over_many_blocks(backend: str, distance: str) -> None:
+    """Batch 1: the first residual is shared by three blocks, the ones after it are one block's."""
+    rng, _ = make_rng()
+    N, V = 6, 20_000
+    case = random_tree(rng, 1, N, V, "plain", distance)
+    case = {k: torch.as_tensor(v) for k, v in case.items()}
+    case["temperature"][:] = 1.0
+    case["sampled"][:] = 1
+    case["num_nodes"][:] = N
+    case["parents"] = i32([[-1, -1, -1, 0, 0, 1]])
+    draft = case["draft_logits"]
+    for i, parent in enumerate(case["parents"][0].tolist()):
+        drawn = ops.sample(draft[:, parent + 1], 1.0, int(rng.integers(2**60)), i).token
+        case["tokens"][:, i] = drawn
+    for seed in range(4):
+        case["seed"][:] = seed
+        got = run_on(backend, ops.verify_tree, **case)
+        assert same_bits(got, ops.verify_tree(**case))
+
+
+def test_workspace() -> None:
+    rng, _ = make_rng()
+    case = random_tree(rng, 2, 3, 1500, "plain", "near")
+    wanted = ops.verify_tree(**case)
+    size = 2 * (8 * 2 * 16 + 4 * 2 * 8 + 4)  # statistics, shares, counters
+    for fill in (0, 255):  # what it contains does not matter
+        workspace = torch.full((size,), fill, dtype=torch.uint8)
+        assert same_bits(ops.verify_tree(**case, workspace=workspace, backend="simt"), wanted)
+    with pytest.raises(ValueError, match=f"workspace had {size - 1} bytes, .* at least {size}"):
+        ops.verify_tree(**case, workspace=workspace[:-1], backend="simt")
 
 
 GOOD: dict[str, Any] = {
@@ -254,7 +319,8 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("change", "error", "message"), WRONG)
-def test_wrong_arguments(change: dict, error: type[Exception], message: str) -> None:
-    ops.verify_tree(**GOOD)
+@pytest.mark.parametrize("backend", ["cpu", "simt"])
+def test_wrong_arguments(backend: str, change: dict, error: type[Exception], message: str) -> None:
+    ops.verify_tree(**GOOD, backend=backend)
     with pytest.raises(error, match=message):
-        ops.verify_tree(**{**GOOD, **change})
+        ops.verify_tree(**{**GOOD, **change}, backend=backend)
