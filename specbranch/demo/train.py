@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from .card import Measured, write_card
 from .corpus import Corpus, find_corpus, read_text
 from .train_model import Llama, Shape
 
+Batch = TypeVar("Batch")
 END_OF_TEXT = "<|endoftext|>"
 log = logging.getLogger(__name__)
 
@@ -42,6 +44,7 @@ class Budget:
     threads: int = 0
     seed: int = 0
     compile: bool = False
+    teacher_windows: int = 12000
 
 
 def target_shape(vocab: int) -> Shape:
@@ -163,8 +166,8 @@ class Training:
 
 def fit(
     model: Llama,
-    loss_of: Callable[[torch.Tensor], torch.Tensor],
-    stream_from: Callable[[int], Iterator[torch.Tensor]],
+    loss_of: Callable[[Batch], torch.Tensor],
+    stream_from: Callable[[int], Iterator[Batch]],
     minutes: float,
     name: str,
     checkpoint: Path,
@@ -204,14 +207,41 @@ def cross_entropy(model: Forward) -> Callable[[torch.Tensor], torch.Tensor]:
     return loss_of
 
 
-def distillation(draft: Forward, target: Forward) -> Callable[[torch.Tensor], torch.Tensor]:
+class Teacher:
+    """What the draft learns from: windows of text and the target's distributions, computed once.
+
+    A forward of the target costs more than a training step of the draft, so a fixed set of windows
+    is gone over many times: ``windows * context * vocab`` numbers of two bytes (6 GB by default).
+    """
+
+    def __init__(self, target: Forward, windows: Iterator[torch.Tensor], budget: Budget) -> None:
+        self.batch, self._seed = budget.batch, budget.seed
+        count = max(1, budget.teacher_windows // budget.batch)
+        texts, wanted = [], []
+        for _ in tqdm(range(count), desc="teacher", unit="batch"):
+            text = next(windows)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                logits = target(text[:, :-1]).float()
+            texts.append(text[:, :-1])
+            wanted.append(F.log_softmax(logits, -1).to(torch.bfloat16))
+        self.texts, self.wanted = torch.cat(texts), torch.cat(wanted)
+
+    def stream(self, first_step: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Endless batches ``[batch, context]`` and ``[batch, context, V]``, epoch after epoch."""
+        rng = np.random.default_rng([self._seed, first_step])
+        while True:
+            order = torch.from_numpy(rng.permutation(len(self.texts)))
+            for rows in order.split(self.batch):  # type: ignore[no-untyped-call]
+                yield self.texts[rows], self.wanted[rows]
+
+
+def distillation(draft: Forward) -> Callable[[tuple[torch.Tensor, torch.Tensor]], torch.Tensor]:
     """KL divergence from the target's distribution to the draft's."""
 
-    def loss_of(batch: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            wanted = F.log_softmax(target(batch[:, :-1]).float().flatten(0, 1), -1)
-        given = F.log_softmax(draft(batch[:, :-1]).float().flatten(0, 1), -1)
-        return F.kl_div(given, wanted, reduction="batchmean", log_target=True)
+    def loss_of(batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        text, wanted = batch
+        given = F.log_softmax(draft(text).float().flatten(0, 1), -1)
+        return F.kl_div(given, wanted.float().flatten(0, 1), reduction="batchmean", log_target=True)
 
     return loss_of
 
@@ -289,19 +319,28 @@ def fit_pair(pair: Pair, tokens: torch.Tensor, work: Path, budget: Budget) -> No
         forward: Forward = torch.compile(model) if budget.compile else model
         return forward
 
-    def fit_one(name: str, loss_of: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        minutes = budget.target_minutes if name == "target" else budget.draft_minutes
-        before = pair.steps[name]
+    def windows(step: int) -> Iterator[torch.Tensor]:
+        return batches(tokens, budget, step)
 
-        def stream_from(step: int) -> Iterator[torch.Tensor]:
-            return batches(tokens, budget, before + step)
+    def finish(name: str, steps: int) -> None:
+        pair.steps[name] += steps
+        as_stored(pair.models[name])
 
-        model = pair.models[name]
-        pair.steps[name] += fit(model, loss_of, stream_from, minutes, name, work / f"{name}.pt")
-        as_stored(model)
-
-    fit_one("target", cross_entropy(run(target)))
-    fit_one("draft", distillation(run(draft), run(target)))
+    loss_of = cross_entropy(run(target))
+    before = pair.steps["target"]
+    checkpoint = work / "target.pt"
+    minutes = budget.target_minutes
+    finish(
+        "target",
+        fit(target, loss_of, lambda step: windows(before + step), minutes, "target", checkpoint),
+    )
+    if budget.draft_minutes > 0:
+        teacher = Teacher(run(target), windows(pair.steps["draft"]), budget)
+        minutes, checkpoint = budget.draft_minutes, work / "draft.pt"
+        finish(
+            "draft",
+            fit(draft, distillation(run(draft)), teacher.stream, minutes, "draft", checkpoint),
+        )
 
 
 def train_pair(
