@@ -68,20 +68,23 @@ Logits logits_3d(const TensorArg& arg) {
 }
 
 void logit_cutoff(py::handle logits_, py::handle temperature_, py::handle top_k_, py::handle top_p_, py::handle min_p_,
-                  py::handle cutoff_) {
-  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided);
-  TensorArg temperature("temperature", temperature_, kFloat32, "[B]");
-  TensorArg top_k("top_k", top_k_, kInt32, "[B]");
-  TensorArg top_p("top_p", top_p_, kFloat32, "[B]");
-  TensorArg min_p("min_p", min_p_, kFloat32, "[B]");
-  TensorArg cutoff("out", cutoff_, kFloat32, "[B]", kWritable);
+                  py::handle cutoff_, py::handle backend_, py::handle stream_) {
+  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided | kAnyDevice);
+  TensorArg temperature("temperature", temperature_, kFloat32, "[B]", kAnyDevice);
+  TensorArg top_k("top_k", top_k_, kInt32, "[B]", kAnyDevice);
+  TensorArg top_p("top_p", top_p_, kFloat32, "[B]", kAnyDevice);
+  TensorArg min_p("min_p", min_p_, kFloat32, "[B]", kAnyDevice);
+  TensorArg cutoff("out", cutoff_, kFloat32, "[B]", kWritable | kAnyDevice);
   const int64_t B = logits.size(0), V = logits.size(1);
   check_vocabulary(logits, V);
   for (const TensorArg* arg : {&temperature, &top_k, &top_p, &min_p, &cutoff}) arg->sizes({B});
-  check_temperature(temperature);
-  check_range<int32_t>(top_k, 0, 2147483647, ">= 0 (0: off)");
-  check_range<float>(top_p, std::numeric_limits<float>::denorm_min(), 1, "in (0, 1]");
-  check_range<float>(min_p, 0, 1, "in [0, 1]");
+  const Backend backend(backend_, stream_, {&logits, &temperature, &top_k, &top_p, &min_p, &cutoff});
+  if (backend.on_cpu()) {
+    check_temperature(temperature);
+    check_range<int32_t>(top_k, 0, 2147483647, ">= 0 (0: off)");
+    check_range<float>(top_p, std::numeric_limits<float>::denorm_min(), 1, "in (0, 1]");
+    check_range<float>(min_p, 0, 1, "in [0, 1]");
+  }
   LogitCutoffParams params{B,
                            V,
                            logits_2d(logits),
@@ -90,7 +93,7 @@ void logit_cutoff(py::handle logits_, py::handle temperature_, py::handle top_k_
                            top_p.data<float>(),
                            min_p.data<float>(),
                            cutoff.data<float>()};
-  run(microseconds(B * V), [&] { cpu::logit_cutoff(params); });
+  backend.run(microseconds(B * V), params, SB_BACKENDS(logit_cutoff));
 }
 
 void sample(py::handle logits_, py::handle temperature_, py::handle seed_, py::handle position_, py::handle cutoff_,
@@ -134,20 +137,22 @@ void sample(py::handle logits_, py::handle temperature_, py::handle seed_, py::h
 
 void branch_topk(py::handle logits_, py::handle temperature_, py::handle cutoff_, py::handle seed_,
                  py::handle position_, bool gumbel, py::handle candidates_, py::handle num_branches_,
-                 py::handle confidence_) {
-  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided);
-  TensorArg temperature("temperature", temperature_, kFloat32, "[B]");
-  TensorArg cutoff("cutoff", cutoff_, kFloat32, "[B]", kOptional);
-  TensorArg seed("seed", seed_, kInt64, "[B]", gumbel ? 0 : kOptional);
-  TensorArg position("position", position_, kInt64, "[B]", gumbel ? 0 : kOptional);
-  TensorArg candidates("out.candidates", candidates_, kInt32, "[B, K]", kWritable);
-  TensorArg num_branches("out.num_branches", num_branches_, kInt32, "[B]", kWritable);
-  TensorArg confidence("out.confidence", confidence_, kFloat32, "[B]", kWritable);
+                 py::handle confidence_, py::handle backend_, py::handle stream_) {
+  TensorArg logits("logits", logits_, kFloating, "[B, V]", kStrided | kAnyDevice);
+  TensorArg temperature("temperature", temperature_, kFloat32, "[B]", kAnyDevice);
+  TensorArg cutoff("cutoff", cutoff_, kFloat32, "[B]", kOptional | kAnyDevice);
+  TensorArg seed("seed", seed_, kInt64, "[B]", (gumbel ? 0 : kOptional) | kAnyDevice);
+  TensorArg position("position", position_, kInt64, "[B]", (gumbel ? 0 : kOptional) | kAnyDevice);
+  TensorArg candidates("out.candidates", candidates_, kInt32, "[B, K]", kWritable | kAnyDevice);
+  TensorArg num_branches("out.num_branches", num_branches_, kInt32, "[B]", kWritable | kAnyDevice);
+  TensorArg confidence("out.confidence", confidence_, kFloat32, "[B]", kWritable | kAnyDevice);
   const int64_t B = logits.size(0), V = logits.size(1), K = candidates.size(1);
   check_vocabulary(logits, V);
   for (const TensorArg* arg : {&temperature, &cutoff, &seed, &position, &num_branches, &confidence}) arg->sizes({B});
   candidates.sizes({B, K});
-  check_temperature(temperature);
+  const Backend backend(backend_, stream_,
+                        {&logits, &temperature, &cutoff, &seed, &position, &candidates, &num_branches, &confidence});
+  if (backend.on_cpu()) check_temperature(temperature);
   BranchTopkParams params{B,
                           V,
                           K,
@@ -160,7 +165,7 @@ void branch_topk(py::handle logits_, py::handle temperature_, py::handle cutoff_
                           candidates.data<int32_t>(),
                           num_branches.data<int32_t>(),
                           confidence.data<float>()};
-  run(microseconds(B * V), [&] { cpu::branch_topk(params); });
+  backend.run(microseconds(B * V), params, SB_BACKENDS(branch_topk));
 }
 
 void check_workspace(const TensorArg& workspace, int64_t bytes) {

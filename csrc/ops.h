@@ -328,6 +328,8 @@ void advance(const AdvanceParams&);
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
 namespace cuda {
+void branch_topk(const BranchTopkParams&, void* stream);
+void logit_cutoff(const LogitCutoffParams&, void* stream);
 void advance(const AdvanceParams&, void* stream);
 void add_rms_norm(const AddRmsNormParams&, void* stream);
 void silu_mul(const SiluMulParams&, void* stream);
@@ -343,6 +345,8 @@ void verify_tree(const VerifyTreeParams&, void* stream);
 namespace simt {
 // In which order the emulated threads run.
 enum class Order : int32_t { kForward, kReverse, kRandom };
+void branch_topk(const BranchTopkParams&, Order);
+void logit_cutoff(const LogitCutoffParams&, Order);
 void advance(const AdvanceParams&, Order);
 void add_rms_norm(const AddRmsNormParams&, Order);
 void silu_mul(const SiluMulParams&, Order);

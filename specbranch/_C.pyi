@@ -121,6 +121,8 @@ def logit_cutoff(
     top_p: _Tensor,
     min_p: _Tensor,
     cutoff: _Tensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
 def sample(
@@ -150,6 +152,8 @@ def branch_topk(
     candidates: _Tensor,
     num_branches: _Tensor,
     confidence: _Tensor,
+    backend: str | None,
+    stream: int | None,
     /,
 ) -> None: ...
 def verify(

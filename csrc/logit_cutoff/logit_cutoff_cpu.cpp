@@ -14,19 +14,10 @@
 
 #include "common/parallel.h"
 #include "common/row_cpu.h"
+#include "logit_cutoff/logit_cutoff.h"
 
 namespace specbranch::cpu {
 namespace {
-
-constexpr double kMassUnit = 1099511627776.0;  // 2^40
-
-// Order-preserving map of floats to integers; -0 and +0 are one.
-SB_HD int32_t order_key(float value) {
-  const int32_t bits = static_cast<int32_t>(float_bits(value + 0.0f));
-  return bits ^ ((bits >> 31) & 0x7FFFFFFF);
-}
-
-SB_HD float key_value(int32_t key) { return bits_float(static_cast<uint32_t>(key ^ ((key >> 31) & 0x7FFFFFFF))); }
 
 // The logits worth looking at, as ordered keys with their fixed-point masses.
 struct Candidates {
@@ -55,7 +46,7 @@ void gather(const Row& row, const RowSummary& summary, const RowScratch& scratch
       }
       if (!(logits[i] >= floor) || logits[i] == -kInfinity) continue;
       out.keys.push_back(order_key(logits[i]));
-      out.masses.push_back(static_cast<int64_t>(static_cast<double>(weights[i]) * kMassUnit));
+      out.masses.push_back(mass_of(weights[i]));
     }
   }
 }

@@ -48,13 +48,16 @@ def logit_cutoff(
     min_p: TensorLike | float = 0.0,
     *,
     out: TensorLike | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> TensorLike:
     """The smallest logit to keep in each row ``[B]``, float32: -inf where nothing is cut.
 
     ``logits [B, V]``. Keeps the ``top_k`` largest logits (int32, 0: all; equals of the last are
     kept too), of these the smallest set that holds at least ``top_p`` of their mass (in (0, 1]),
     and of these the tokens with at least ``min_p`` times the largest probability (in [0, 1]). At
-    temperature 0 the cutoff is the maximum; for a bad row it is NaN.
+    temperature 0 the cutoff is the maximum; for a bad row it is NaN. ``backend`` and ``stream``: as
+    for ``kv_commit``.
     """
     if out is None:
         out = new(logits, shape_of(logits, "logits", "[B, V]")[:1], "float32")
@@ -65,6 +68,8 @@ def logit_cutoff(
         rows("top_p", top_p, logits, "float32"),
         rows("min_p", min_p, logits, "float32"),
         out,
+        backend,
+        stream,
     )
     return out
 
@@ -123,6 +128,8 @@ def branch_topk(
     position: TensorLike | int | None = None,
     draw: str = "inverse_cdf",
     out: BranchResult | tuple[TensorLike, ...] | None = None,
+    backend: Backend | None = None,
+    stream: int | None = None,
 ) -> BranchResult:
     """The candidates of a branch point (SpecBranch, arXiv 2506.01979).
 
@@ -130,7 +137,7 @@ def branch_topk(
     best first, lowest index first among equals; confidence is the row's largest probability. There
     are fewer where fewer tokens are above the cutoff, and none where ``k_max`` is 0. With
     ``draw="gumbel"`` (``seed`` and ``position`` needed) "best" includes the noise that the target
-    will draw with.
+    will draw with. ``backend`` and ``stream``: as for ``kv_commit``.
     """
     if not isinstance(k_max, int) or k_max < 0:
         raise ValueError(f"k_max was {k_max!r}, must be an integer >= 0")
@@ -151,5 +158,7 @@ def branch_topk(
         rows("position", position, logits, "int64"),
         is_gumbel(draw),
         *out,
+        backend,
+        stream,
     )
     return out if isinstance(out, BranchResult) else BranchResult(*out)

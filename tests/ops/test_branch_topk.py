@@ -4,7 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ops.row_cases import DTYPES, KINDS, exact, f32, i32, i64, logits_of, make_rng, stored, strided
+from ops.row_cases import (
+    DTYPES,
+    KINDS,
+    exact,
+    f32,
+    i32,
+    i64,
+    logits_of,
+    make_rng,
+    one_order,
+    random_cutoffs,
+    random_logits,
+    run_on,
+    same_bits,
+    stored,
+    strided,
+)
+from ops.row_cases import SIZES as EDGES
 
 from specbranch import ops
 from specbranch.testing import oracles_sampling as oracle
@@ -44,9 +61,10 @@ def check(
         np.testing.assert_allclose(score[chosen], score[best], atol=slack)
 
 
+@one_order
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_against_sort(kind: str, draw: str) -> None:
+def test_against_sort(backend: str, kind: str, draw: str) -> None:
     rng, _ = make_rng()
     for size in SIZES:
         for k_max in (0, 1, 6, 40):
@@ -57,16 +75,37 @@ def test_against_sort(kind: str, draw: str) -> None:
             cutoff = ops.logit_cutoff(logits, f32(temperature), i32([0, 0, 3, 20]))
             seed, position = rng.integers(0, 2**62, B), rng.integers(0, 2**40, B)
             out = ops.BranchResult(i32(np.full((B, k_max), -7)), i32([-7] * B), f32([-7.0] * B))
-            got = ops.branch_topk(
-                logits, k_max, f32(temperature), cutoff=cutoff, seed=i64(seed),
-                position=i64(position), draw=draw, out=out,
+            got = run_on(
+                backend, ops.branch_topk, logits, k_max, f32(temperature), cutoff=cutoff,
+                seed=i64(seed), position=i64(position), draw=draw, out=out,
             )  # fmt: skip
-            assert got is out
+            assert got is out or backend == "cuda"
             for b in range(B):
                 request = oracle.Request(
                     float(temperature[b]), int(seed[b]), int(position[b]), draw
                 )
                 check(exact(logits)[b], got, b, k_max, request, float(cutoff[b]))
+
+
+@pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
+def test_same_bits_as_cpu(backend: str, draw: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the reference itself")
+    rng, _ = make_rng()
+    for size in EDGES:
+        for k_max in (0, 1, 7, 64):
+            B = int(rng.integers(1, 4))
+            given = {
+                "logits": random_logits(rng, B, size),
+                "k_max": k_max,
+                "temperature": f32(rng.choice([0.0, 0.4, 1.0, 3.0], B)),
+                "cutoff": random_cutoffs(rng, B),
+                "seed": i64(rng.integers(0, 2**62, B)),
+                "position": i64(rng.integers(0, 2**40, B)),
+                "draw": draw,
+            }
+            wanted = ops.branch_topk(**given)
+            assert same_bits(run_on(backend, ops.branch_topk, **given), wanted), given
 
 
 def test_checker_sees_wrong_candidates() -> None:
@@ -93,13 +132,13 @@ def test_gumbel_candidates_hold_the_coupled_draw() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "nothing finite"])
-def test_bad_rows(bad: float | str) -> None:
+def test_bad_rows(backend: str, bad: float | str) -> None:
     logits = np.zeros((2, 1500), np.float32)
     if bad == "nothing finite":
         logits[0] = -np.inf
     else:
         logits[0, 1400] = bad
-    got = ops.branch_topk(logits, 3, 1.0)
+    got = run_on(backend, ops.branch_topk, logits, 3, 1.0)
     assert got.num_branches.tolist() == [0, 2] and np.isnan(got.confidence[0])
     assert got.candidates.tolist() == [[-1, -1, -1], [0, 1, -1]]
 

