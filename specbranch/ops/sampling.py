@@ -150,6 +150,7 @@ def branch_topk(
         )
     elif tuple(out[0].shape[1:]) != (k_max,):
         raise ValueError(f"out.candidates had shape {list(out[0].shape)}, must be [B, {k_max}]")
+    candidates, num_branches, confidence = out
     _C.branch_topk(
         logits,
         rows("temperature", temperature, logits, "float32"),
@@ -157,7 +158,9 @@ def branch_topk(
         rows("seed", seed, logits, "int64"),
         rows("position", position, logits, "int64"),
         is_gumbel(draw),
-        *out,
+        candidates,
+        num_branches,
+        confidence,
         backend,
         stream,
     )
