@@ -14,6 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,6 +46,7 @@ class Budget:
     seed: int = 0
     compile: bool = False
     teacher_windows: int = 12000
+    written_windows: int = 2000
 
 
 def target_shape(vocab: int) -> Shape:
@@ -207,6 +209,36 @@ def cross_entropy(model: Forward) -> Callable[[torch.Tensor], torch.Tensor]:
     return loss_of
 
 
+def write_windows(
+    pair: Pair, tokens: torch.Tensor, folder: Path, budget: Budget
+) -> Iterator[torch.Tensor]:
+    """Batches ``[batch, context + 1]`` of text that the target itself writes.
+
+    A draft guesses what the target will write, which is more predictable than what people do. Each
+    window starts with 48 tokens of the corpus; temperatures are 0, 0.7 and 1 in turn.
+    """
+    from .. import Engine, SamplingParams, load_model
+
+    for name, model in pair.models.items():
+        model.save(folder / name, end_of_text(pair.tokenizer))
+    engine = Engine(load_model(folder / "target"), load_model(folder / "draft"), policy="sps")
+    rng = np.random.default_rng([budget.seed, pair.steps["draft"], 1])
+    started = min(48, budget.context // 2)
+    while True:
+        rows = []
+        for idx in range(budget.batch):
+            first = int(rng.integers(0, len(tokens) - started))
+            params = SamplingParams(
+                max_new_tokens=budget.context + 1 - started,
+                temperature=(0.0, 0.7, 1.0)[idx % 3],
+                seed=int(rng.integers(1 << 31)),
+                ignore_eos=True,
+            )
+            prompt = tokens[first : first + started].tolist()
+            rows.append(torch.tensor(prompt + engine.generate(prompt, params).tokens))
+        yield torch.stack(rows)
+
+
 class Teacher:
     """What the draft learns from: windows of text and the target's distributions, computed once.
 
@@ -214,12 +246,12 @@ class Teacher:
     is gone over many times: ``windows * context * vocab`` numbers of two bytes (6 GB by default).
     """
 
-    def __init__(self, target: Forward, windows: Iterator[torch.Tensor], budget: Budget) -> None:
+    def __init__(
+        self, target: Forward, windows: Iterator[torch.Tensor], count: int, budget: Budget
+    ) -> None:
         self.batch, self._seed = budget.batch, budget.seed
-        count = max(1, budget.teacher_windows // budget.batch)
         texts, wanted = [], []
-        for _ in tqdm(range(count), desc="teacher", unit="batch"):
-            text = next(windows)
+        for text in tqdm(islice(windows, count), desc="teacher", unit="batch", total=count):
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
                 logits = target(text[:, :-1]).float()
             texts.append(text[:, :-1])
@@ -335,7 +367,13 @@ def fit_pair(pair: Pair, tokens: torch.Tensor, work: Path, budget: Budget) -> No
         fit(target, loss_of, lambda step: windows(before + step), minutes, "target", checkpoint),
     )
     if budget.draft_minutes > 0:
-        teacher = Teacher(run(target), windows(pair.steps["draft"]), budget)
+        read = max(1, budget.teacher_windows // budget.batch)
+        written = budget.written_windows // budget.batch
+        texts = chain(
+            islice(write_windows(pair, tokens, work, budget), written),
+            windows(pair.steps["draft"]),
+        )
+        teacher = Teacher(run(target), texts, written + read, budget)
         minutes, checkpoint = budget.draft_minutes, work / "draft.pt"
         finish(
             "draft",
