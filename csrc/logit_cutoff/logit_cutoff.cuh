@@ -171,7 +171,7 @@ __device__ inline float cutoff_of_row(const LogitCutoffParams& p, int64_t b, Chu
 __global__ void __launch_bounds__(kCutoffWarps* kRowLanes) logit_cutoff_kernel(LogitCutoffParams p) {
   SB_DYNAMIC_SHARED(ChunkStats, chunks);
   const float cutoff = cutoff_of_row(p, blockIdx.x, chunks);
-  if (threadIdx.x == 0) p.cutoff[blockIdx.x] = cutoff;
+  if (threadIdx.x == 0) p.cutoff[blockIdx.x] = given_cutoff(cutoff);
 }
 
 inline void run_logit_cutoff(const LogitCutoffParams& p, Stream stream) {

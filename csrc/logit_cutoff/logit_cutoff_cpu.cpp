@@ -156,7 +156,7 @@ float cutoff_of_row(const LogitCutoffParams& p, int64_t b) {
 
 void logit_cutoff(const LogitCutoffParams& params) {
   parallel_for(params.B, 2 * microseconds_to_read(params.B * params.V),
-               [&](int64_t b) { params.cutoff[b] = cutoff_of_row(params, b); });
+               [&](int64_t b) { params.cutoff[b] = given_cutoff(cutoff_of_row(params, b)); });
 }
 
 }  // namespace specbranch::cpu

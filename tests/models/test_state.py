@@ -69,7 +69,7 @@ def test_an_error_changes_nothing(state: LlamaState, name: str) -> None:
     assert torch.equal(state.cache.data[..., :34, :], kept)
     state.commit([0, 2])
     after = state.forward(ids(9)).logits.clone()
-    fresh = state._model.new_state(CAPACITY, 8)
+    fresh = state.model.new_state(CAPACITY, 8)
     fresh.prefill(torch.tensor([*range(30), 1, 3]))
     torch.testing.assert_close(after, fresh.forward(ids(9)).logits, atol=1e-5, rtol=0)
 

@@ -97,6 +97,15 @@ def test_same_bits_as_cpu(backend: str) -> None:
             assert same_bits([run_on(backend, ops.logit_cutoff, **given)], [wanted]), given
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_cutoff_of_minus_zero_is_zero(backend: str, temperature: float) -> None:
+    """Which of two equal maxima is found differs among backends; the bits do not."""
+    logits = torch.tensor([[-0.0, -1.0], [-0.0, 0.0], [0.0, -0.0]])
+    for min_p in (0.0, 1.0):
+        cutoff = run_on(backend, ops.logit_cutoff, logits, temperature, 1, 0.5, min_p)
+        assert same_bits([torch.as_tensor(cutoff).float()], [torch.zeros(3)])
+
+
 def test_checker_sees_a_wrong_cutoff() -> None:
     logits = np.array([0.0, 1.0, 2.0, 3.0])
     check(logits, 2.0, 1.0, (2, 1.0, 0.0))
