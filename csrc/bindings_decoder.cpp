@@ -86,8 +86,8 @@ class Decoder {
   }
 
   DecoderLinear matrix(const char* name, py::handle weight_, py::handle bias, int64_t inputs, int64_t outputs) {
-    TensorArg weight(name, weight_, kFloat32 | kBFloat16, "[ceil(N / 16), K, 16]");
-    weight.sizes({(outputs + 15) / 16, inputs, 16});
+    TensorArg weight(name, weight_, kFloat32 | kBFloat16, "[ceil(N / 64), K, 64]");
+    weight.sizes({(outputs + 63) / 64, inputs, 64});
     return {weight.dtype(), keep(weight_, weight), vector(name, bias, outputs)};
   }
 
@@ -117,11 +117,11 @@ class Drafter {
     p_.decoder = decoder.params();
     p_.decoder.scale = scale;
     TensorArg embedding("embedding", embedding_, decoder.type(), "[V, d]");
-    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 16), d, 16]");
+    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 64), d, 64]");
     TensorArg bias("head_bias", bias_, decoder.type(), "[V]", kOptional);
     p_.V = embedding.size(0);
     embedding.sizes({p_.V, p_.decoder.width});
-    head.sizes({(p_.V + 15) / 16, p_.decoder.width, 16});
+    head.sizes({(p_.V + 63) / 64, p_.decoder.width, 64});
     bias.sizes({p_.V});
     p_.embedding = embedding.data();
     p_.head = {head.dtype(), head.data(), bias.data()};

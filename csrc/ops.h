@@ -185,13 +185,13 @@ struct RopeKvWriteParams {
   void* q;                   // out [B, N, Hq, D]
 };
 
-// out = x weight^T + bias, for few rows; the weight is packed in panels of 16 outputs, padded with zeros.
+// out = x weight^T + bias, for few rows; the weight is packed in panels of 64 outputs, padded with zeros; see linear_cpu.cpp.
 struct LinearParams {
   int64_t rows, K, N;
   DType dtype;         // of x, bias and out
   DType weight_dtype;  // float32 or bfloat16
   const void* x;       // [rows, K]
-  const void* weight;  // [ceil(N / 16), K, 16]
+  const void* weight;  // [ceil(N / 64), K, 64]
   const void* bias;    // [N] or nullptr
   void* out;           // [rows, N]
 };
