@@ -1,10 +1,8 @@
 #include "common/parallel.h"
 
 #include <algorithm>
+#include <thread>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
@@ -12,7 +10,16 @@
 namespace specbranch::cpu {
 namespace {
 
+constexpr int kSpins = 2000;                  // some ten microseconds
 constexpr double kMicrosecondsPerThread = 5;  // a few times what it takes to start a spinning thread
+
+void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
 
 bool forked = false;
 thread_local int thread_limit = 0;
@@ -31,6 +38,27 @@ int limit_threads(int count) {
   const int before = thread_limit;
   thread_limit = count;
   return before;
+}
+
+Membership& membership() {
+  thread_local Membership member;
+  return member;
+}
+
+void Team::meet() {
+  const int round = round_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
+    arrived_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; round_.load(std::memory_order_acquire) == round; ++spins) {
+    if (spins < kSpins) {
+      pause();
+    } else {
+      std::this_thread::yield();  // another program may have the core that we wait for
+    }
+  }
 }
 
 int threads_for(int64_t tasks, double microseconds) {

@@ -8,15 +8,23 @@
 // Why:    not for its arithmetic, which is that of the ops, bit for bit, but because it needs no Python between them:
 // two
 //         lanes that take turns with the interpreter lock dozens of times a forward do not run at the same time.
+// Work:   one team of threads runs all of it, and meets at a barrier after each op: 8 layers are 72 ops of a few
+//         microseconds each, and to start threads for each takes as long.
 // Bound:  the weights' bytes for few tokens.
 #include <cstring>
 #include <vector>
 
 #include "common/element.h"
+#include "common/parallel.h"
 #include "ops.h"
 
 namespace specbranch::cpu {
 namespace {
+
+constexpr double kOpsPerLayer = 9;
+constexpr double kBarriersPerStart = 4;  // a barrier costs that much less than to start threads
+constexpr double kGuessedSlots = 256;    // of the prefix: it is not worth a look
+constexpr int64_t kTeamTasks = 1 << 20;
 
 // Work space of one thread, grown once.
 struct Space {
@@ -41,7 +49,8 @@ class Pass {
         gate_up_(Space::of(space.gate_up, p.N * 2 * p.F * bytes_)),
         inner_(Space::of(space.inner, p.N * p.F * bytes_)) {}
 
-  void run() {
+  // Every thread of a team calls it.
+  void run() const {
     for (int64_t layer = 0; layer < p_.L; ++layer) {
       norm(p_.layers[layer].input_norm, layer > 0 ? delta_ : nullptr, normed_);
       if (layer > 0) keep_hidden(layer - 1);
@@ -54,15 +63,15 @@ class Pass {
   }
 
  private:
-  void norm(const void* weight, const void* delta, void* out) {
+  void norm(const void* weight, const void* delta, void* out) const {
     add_rms_norm({p_.N, p_.width, p_.dtype, p_.eps, delta, weight, p_.residual, out});
   }
 
-  void multiply(const DecoderLinear& w, int64_t inputs, int64_t outputs, const void* x, void* out) {
+  void multiply(const DecoderLinear& w, int64_t inputs, int64_t outputs, const void* x, void* out) const {
     linear({p_.N, inputs, outputs, p_.dtype, w.dtype, x, w.weight, w.bias, out});
   }
 
-  void attend(const DecoderLayer& w, int64_t layer) {
+  void attend(const DecoderLayer& w, int64_t layer) const {
     const int64_t heads = (p_.Hq + 2 * p_.Hkv) * p_.D, per_head = p_.S * p_.D;
     char* data = static_cast<char*>(p_.cache) + layer * 2 * p_.Hkv * per_head * bytes_;
     const CacheLayer cache{data, p_.dtype, p_.Hkv * per_head, p_.Hkv * per_head, per_head, p_.D};
@@ -74,20 +83,20 @@ class Pass {
     multiply(w.out, p_.Hq * p_.D, p_.width, seen_, delta_);
   }
 
-  void feed_forward(const DecoderLayer& w) {
+  void feed_forward(const DecoderLayer& w) const {
     multiply(w.gate_up, p_.width, 2 * p_.F, normed_, gate_up_);
     silu_mul({p_.N, p_.F, p_.dtype, gate_up_, inner_});
     multiply(w.down, p_.F, p_.width, inner_, delta_);
   }
 
   // The residual now holds the output of `layer`.
-  void keep_hidden(int64_t layer) {
+  void keep_hidden(int64_t layer) const {
     const int64_t idx = layer - (p_.L - p_.K), row = p_.width * bytes_;
     if (idx < 0) return;
-    for (int64_t n = 0; n < p_.N; ++n) {
+    parallel_for(p_.N, static_cast<double>(p_.N), [&](int64_t n) {
       std::memcpy(static_cast<char*>(p_.hidden) + (n * p_.K + idx) * row, static_cast<char*>(p_.residual) + n * row,
                   row);
-    }
+    });
   }
 
   const DecoderParams& p_;
@@ -95,11 +104,21 @@ class Pass {
   void *normed_, *qkv_, *query_, *seen_, *delta_, *gate_up_, *inner_;
 };
 
+// Threads for the whole of it: by what an average op costs, as each ends with all threads waiting for the last.
+int team_size(const DecoderParams& p) {
+  const double products = static_cast<double>(p.width) * static_cast<double>((2 * p.Hq + 2 * p.Hkv) * p.D + 3 * p.F);
+  const double rows = static_cast<double>(p.N), attention = rows * static_cast<double>(p.Hq * p.D) * kGuessedSlots;
+  const double layer = products * (1.0 + rows) * 2e-5 + attention * 1e-4;
+  return threads_for(kTeamTasks, layer / kOpsPerLayer * kBarriersPerStart);
+}
+
 }  // namespace
 
 void decoder(const DecoderParams& p) {
   thread_local Space space;
-  if (p.N > 0) Pass(p, space).run();
+  if (p.N == 0) return;
+  const Pass pass(p, space);
+  run_team(team_size(p), [&] { pass.run(); });
 }
 
 }  // namespace specbranch::cpu
