@@ -1,6 +1,7 @@
-// All layers of a Llama decoder in one call: the ops of the other folders, one after the other, on raw pointers.
+// All layers of a Llama decoder in one call: the ops of the other folders, one after the other, on raw pointers; and
+// with them, the embedding before and the head behind.
 //
-//   for each layer: x += attention(norm(x)); x += mlp(norm(x));  out = norm(x)
+//   for each layer: x += attention(norm(x)); x += mlp(norm(x));  out = norm(x);  logits = head(out)
 //
 // Layout: residual [N, d] in and out; cache [L, 2, B, Hkv, S, D] contiguous, B = 1; hidden [N, K, d], the last K
 // layers'
@@ -28,13 +29,15 @@ constexpr int64_t kTeamTasks = 1 << 20;
 
 // Work space of one thread, grown once.
 struct Space {
-  std::vector<char> normed, qkv, query, seen, delta, gate_up, inner;
+  std::vector<char> normed, qkv, query, seen, delta, gate_up, inner, residual, out;
 
   static void* of(std::vector<char>& buffer, int64_t bytes) {
     if (static_cast<int64_t>(buffer.size()) < bytes) buffer.resize(bytes);
     return buffer.data();
   }
 };
+
+thread_local Space space;
 
 class Pass {
  public:
@@ -115,10 +118,25 @@ int team_size(const DecoderParams& p) {
 }  // namespace
 
 void decoder(const DecoderParams& p) {
-  thread_local Space space;
   if (p.N == 0) return;
   const Pass pass(p, space);
   run_team(team_size(p), [&] { pass.run(); });
+}
+
+void forward(const ForwardParams& p) {
+  DecoderParams d = p.decoder;
+  const int64_t row = d.width * element_size(d.dtype);
+  d.residual = Space::of(space.residual, d.N * row), d.out = Space::of(space.out, d.N * row);
+  const Pass pass(d, space);
+  const char* last = static_cast<const char*>(d.out) + (d.N - p.head_rows) * row;
+  run_team(team_size(d), [&] {
+    parallel_for(d.N, static_cast<double>(d.N) * 0.1, [&](int64_t i) {
+      std::memcpy(static_cast<char*>(d.residual) + i * row, static_cast<const char*>(p.embedding) + p.tokens[i] * row,
+                  row);
+    });
+    pass.run();
+    linear({p.head_rows, d.width, p.V, d.dtype, p.head.dtype, last, p.head.weight, p.head.bias, p.logits});
+  });
 }
 
 }  // namespace specbranch::cpu

@@ -6,7 +6,8 @@
 //         bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same result. Of
 //         32 outputs, number j and number 16 + j are neighbours: as the halves of a word, two bfloat16 become two
 //         floats by a shift and a mask, which is what few rows cost beside the multiply-adds.
-// Work:   a task is two panels; rows in blocks of up to 12 (6 with narrower vectors), whose sums stay in registers while
+// Work:   a task is two panels; rows in blocks of up to 12 (6 with narrower vectors), whose sums stay in registers
+// while
 //         a panel streams by once or twice.
 // Bound:  multiply-adds where the weights are in a cache near enough, their bytes where they come from memory.
 // Order:  every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's

@@ -3,7 +3,8 @@
 //   out = gate / (1 + exp(-gate)) * up
 //
 // Layout: gate_up [rows, 2F] contiguous, F of gate then F of up; out [rows, F].
-// Work:   element-wise, one read and one write; bound by exp while the rows are in a cache, else by memory bytes; a task
+// Work:   element-wise, one read and one write; bound by exp while the rows are in a cache, else by memory bytes; a
+// task
 //         is up to 512 elements of a row.
 // exp is taken of -|gate| only, so that nothing overflows: sigmoid(x) = e / (1 + e) for x < 0, with e = exp(x).
 #include <algorithm>
@@ -35,9 +36,15 @@ SB_INLINE void gate_part(const SiluMulParams& p, int64_t row, int64_t first) {
   for (int64_t i = first; i < last; ++i) from_float(silu(to_float(gate[i])) * to_float(up[i]), out + i);
 }
 
-SB_TARGET_CLONES void part_float32(const SiluMulParams& p, int64_t row, int64_t first) { gate_part<float>(p, row, first); }
-SB_TARGET_CLONES void part_bfloat16(const SiluMulParams& p, int64_t row, int64_t first) { gate_part<BFloat16>(p, row, first); }
-SB_TARGET_CLONES void part_float16(const SiluMulParams& p, int64_t row, int64_t first) { gate_part<Float16>(p, row, first); }
+SB_TARGET_CLONES void part_float32(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<float>(p, row, first);
+}
+SB_TARGET_CLONES void part_bfloat16(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<BFloat16>(p, row, first);
+}
+SB_TARGET_CLONES void part_float16(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<Float16>(p, row, first);
+}
 
 }  // namespace
 

@@ -158,7 +158,8 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     padded = F.pad(kept, (0, 0, 0, -len(weight) % PANEL)).view(-1, PANEL, weight.shape[1])
     panels = padded.transpose(1, 2)
     if exact:
-        panels = panels.unflatten(2, (-1, 2, 16)).transpose(3, 4).flatten(2)
+        shape = (len(panels), weight.shape[1], -1, 2, 16)
+        panels = panels.reshape(shape).transpose(3, 4).flatten(2)
     return panels.contiguous()
 
 
