@@ -9,23 +9,15 @@
 // Why:    not for its arithmetic, which is that of the ops, bit for bit, but because it needs no Python between them:
 // two
 //         lanes that take turns with the interpreter lock dozens of times a forward do not run at the same time.
-// Work:   one team of threads runs all of it, and meets at a barrier after each op: 8 layers are 72 ops of a few
-//         microseconds each, and to start threads for each takes as long.
 // Bound:  the weights' bytes for few tokens.
 #include <cstring>
 #include <vector>
 
 #include "common/element.h"
-#include "common/parallel.h"
 #include "ops.h"
 
 namespace specbranch::cpu {
 namespace {
-
-constexpr double kOpsPerLayer = 9;
-constexpr double kBarriersPerStart = 4;  // a barrier costs that much less than to start threads
-constexpr double kGuessedSlots = 256;    // of the prefix: it is not worth a look
-constexpr int64_t kTeamTasks = 1 << 20;
 
 // Work space of one thread, grown once.
 struct Space {
@@ -52,7 +44,6 @@ class Pass {
         gate_up_(Space::of(space.gate_up, p.N * 2 * p.F * bytes_)),
         inner_(Space::of(space.inner, p.N * p.F * bytes_)) {}
 
-  // Every thread of a team calls it.
   void run() const {
     for (int64_t layer = 0; layer < p_.L; ++layer) {
       norm(p_.layers[layer].input_norm, layer > 0 ? delta_ : nullptr, normed_);
@@ -96,10 +87,10 @@ class Pass {
   void keep_hidden(int64_t layer) const {
     const int64_t idx = layer - (p_.L - p_.K), row = p_.width * bytes_;
     if (idx < 0) return;
-    parallel_for(p_.N, static_cast<double>(p_.N), [&](int64_t n) {
+    for (int64_t n = 0; n < p_.N; ++n) {
       std::memcpy(static_cast<char*>(p_.hidden) + (n * p_.K + idx) * row, static_cast<char*>(p_.residual) + n * row,
                   row);
-    });
+    }
   }
 
   const DecoderParams& p_;
@@ -107,20 +98,11 @@ class Pass {
   void *normed_, *qkv_, *query_, *seen_, *delta_, *gate_up_, *inner_;
 };
 
-// Threads for the whole of it: by what an average op costs, as each ends with all threads waiting for the last.
-int team_size(const DecoderParams& p) {
-  const double products = static_cast<double>(p.width) * static_cast<double>((2 * p.Hq + 2 * p.Hkv) * p.D + 3 * p.F);
-  const double rows = static_cast<double>(p.N), attention = rows * static_cast<double>(p.Hq * p.D) * kGuessedSlots;
-  const double layer = products * (1.0 + rows) * 2e-5 + attention * 1e-4;
-  return threads_for(kTeamTasks, layer / kOpsPerLayer * kBarriersPerStart);
-}
-
 }  // namespace
 
 void decoder(const DecoderParams& p) {
   if (p.N == 0) return;
-  const Pass pass(p, space);
-  run_team(team_size(p), [&] { pass.run(); });
+  Pass(p, space).run();
 }
 
 void forward(const ForwardParams& p) {
@@ -129,14 +111,11 @@ void forward(const ForwardParams& p) {
   d.residual = Space::of(space.residual, d.N * row), d.out = Space::of(space.out, d.N * row);
   const Pass pass(d, space);
   const char* last = static_cast<const char*>(d.out) + (d.N - p.head_rows) * row;
-  run_team(team_size(d), [&] {
-    parallel_for(d.N, static_cast<double>(d.N) * 0.1, [&](int64_t i) {
-      std::memcpy(static_cast<char*>(d.residual) + i * row, static_cast<const char*>(p.embedding) + p.tokens[i] * row,
-                  row);
-    });
-    pass.run();
-    linear({p.head_rows, d.width, p.V, d.dtype, p.head.dtype, last, p.head.weight, p.head.bias, p.logits});
-  });
+  for (int64_t i = 0; i < d.N; ++i) {
+    std::memcpy(static_cast<char*>(d.residual) + i * row, static_cast<const char*>(p.embedding) + p.tokens[i] * row, row);
+  }
+  pass.run();
+  linear({p.head_rows, d.width, p.V, d.dtype, p.head.dtype, last, p.head.weight, p.head.bias, p.logits});
 }
 
 }  // namespace specbranch::cpu
