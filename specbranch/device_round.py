@@ -13,6 +13,7 @@ None of it changes what is committed at a given verdict.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -460,10 +461,17 @@ class DeviceRounds:
             if session.length < 2:  # the device's bookkeeping starts from two tokens
                 return Autoregressive().round(session)
             self._start(session)
+        started = time.perf_counter()
         while self._launched - self._read < self.runner.ahead:
             self.runner.launch()
             self._launched += 1
-        return self._report(session)
+        waiting = time.perf_counter()
+        row = self.runner.report(self._read)
+        waited = time.perf_counter() - waiting
+        self._read += 1
+        committed = self._committed(session, row)
+        session.stats.host_seconds += time.perf_counter() - started - waited
+        return committed
 
     def _start(self, session: Session) -> None:
         tokens = session.tokens
@@ -473,9 +481,8 @@ class DeviceRounds:
         self.runner.restart()
         self.program.load(tokens, session.params)
 
-    def _report(self, session: Session) -> Committed:
-        row = self.runner.report(self._read)
-        self._read += 1
+    def _committed(self, session: Session, row: list[int]) -> Committed:
+        """What a round's report adds to the request."""
         accepted, verified, survivor, token, kept, branches = row[:REPORT_HEAD]
         if accepted < 0:
             raise ValueError(
