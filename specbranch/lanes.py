@@ -1,8 +1,9 @@
 """Where and when the two models run: both lanes on one thread, or the draft on a thread of its own.
 
 A lane is one model's stream of work. ``run`` starts both, waits for both, and returns both
-results. On CPU ``ThreadLanes`` gives the draft one core and the target the others; ``SerialLanes`` runs one after the other with all cores, which is what
-policies without overlap want and what makes a debugger's life easy.
+results. On CPU ``ThreadLanes`` gives the draft one core and the target the others;
+``SerialLanes`` runs one after the other with all cores, which is what policies without overlap
+want and what makes a debugger's life easy.
 """
 
 from __future__ import annotations
