@@ -278,7 +278,7 @@ class LlamaState:
     ) -> torch.Tensor:
         """Logits ``[N, V]`` of ``tokens [N]``; everything is where the caller says.
 
-        For programs that keep their own books on the device (``device_round.py``): ``positions``,
+        For programs that keep their own books on the device (``rounds/``): ``positions``,
         ``slots`` ``[1, N]``, ``prefix_length`` ``[1]`` and ``ancestor_bits`` as for
         ``ops.tree_attention``; nothing is checked by the host, tree and length stay as they are.
         """
