@@ -312,7 +312,8 @@ class LlamaState:
     def _step(self, count: int, words: int) -> _Step:
         step = self._steps.get((count, words))
         if step is None:
-            step = _Step(self.model, count, words)
+            with torch.inference_mode(False):  # it is refilled later, inside that mode or not
+                step = _Step(self.model, count, words)
             if count <= KEPT_ROWS:
                 self._steps[count, words] = step
         return step

@@ -1,0 +1,296 @@
+"""Target and draft on two devices: the same tokens as on one.
+
+There is no second device here: the models' ``device`` is ``cpu:0`` and ``cpu:1``. Torch keeps such
+tensors in one memory, but the engine takes them for two devices, so that everything that crosses
+does so by a copy. That nothing else crosses is checked by a mode that knows each tensor's side.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_checkpoint import save_checkpoint
+from torch.overrides import TorchFunctionMode
+
+from specbranch import Engine, SamplingParams, load_model, ops
+from specbranch.models.llama import LlamaModel
+from specbranch.rounds.parcel import Parcel, Send, Step, Work
+from specbranch.testing.table_model import TableModel
+
+NEW = 40
+PROMPTS = [[1, 2, 3], list(range(40, 90)), [7] * 12, [5]]
+TARGET, DRAFT = torch.device("cpu", 0), torch.device("cpu", 1)
+WAYS = {
+    "greedy": ({"temperature": 0.0}, {}),
+    "sampled": ({"temperature": 1.0}, {}),
+    "cut": ({"temperature": 0.9, "top_k": 40, "top_p": 0.95}, {}),
+    "coupled": ({"temperature": 1.0}, {"verify": "coupled"}),
+}
+SETTINGS = [
+    ("sps", {"gamma": 4}),
+    ("specbranch", {"gamma": 1, "k_max": 1}),
+    ("specbranch", {"gamma": 4, "k_max": 3}),
+    ("specbranch", {"gamma": 3, "k_max": 6, "epsilon": 0.0}),
+]
+Models = tuple[LlamaModel, LlamaModel]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pair")
+    for name in "td":
+        save_checkpoint(folder / name, hidden_size=64, num_layers=2, seed=0)
+    return folder
+
+
+def load(folder: Path, devices: tuple[torch.device, torch.device], backend: Any = None) -> Models:
+    """A draft that is the target with noise: right often, wrong often."""
+    target, draft = (load_model(folder / name, backend=backend) for name in "td")
+    noise = torch.Generator().manual_seed(1)
+    draft.embedding.add_(0.08 * torch.randn(draft.embedding.shape, generator=noise))
+    target.device, draft.device = devices
+    return target, draft
+
+
+@pytest.fixture(scope="module")
+def together(folder: Path) -> Models:
+    return load(folder, (TARGET, TARGET))
+
+
+@pytest.fixture(scope="module")
+def apart(folder: Path) -> Models:
+    return load(folder, (TARGET, DRAFT))
+
+
+def poison_what_is_stale(steps: list[Step]) -> list[Step]:
+    """The same round, which forgets what a side received as soon as that side is done with it.
+
+    That is after its last work before the parcel is sent again, in this round or the one before.
+    """
+    out: list[Step] = list(steps)
+    for step in steps:
+        if not isinstance(step, Send):
+            continue
+        works = [s for s in steps if isinstance(s, Work) and s.side == step.parcel.receiver]
+        before = [s for s in steps[: steps.index(step)] if s in works]
+        last = (before or works)[-1]
+        out.insert(out.index(last) + 1, Work(last.side, lambda p=step.parcel: fill(p)))
+    return out
+
+
+def fill(parcel: Parcel) -> None:
+    parcel._received.fill_(0xFF)  # NaN, or -1
+
+
+@pytest.mark.parametrize(("policy", "settings"), SETTINGS, ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_equals_one_device(
+    together: Models, apart: Models, policy: str, settings: dict, way: str
+) -> None:
+    params, more = WAYS[way]
+    engines = [
+        Engine(*models, policy=policy, rounds="device", max_seq_len=128, **settings, **more)
+        for models in (together, apart)
+    ]
+    accepted = 0
+    for seed, prompt in enumerate(PROMPTS):
+        request = SamplingParams(max_new_tokens=NEW, seed=seed, ignore_eos=True, **params)
+        one, two = (engine.generate(prompt, request) for engine in engines)
+        assert two.tokens == one.tokens and two.origins == one.origins
+        accepted += one.stats.accepted
+        assert two.stats.rolled_back == one.stats.rolled_back
+        (runner,) = engines[1]._pool.free
+        if seed == 0:
+            assert runner.program.devices.apart
+            runner._steps = poison_what_is_stale(runner._steps)
+    assert accepted > 0, "the test would not notice a draft that is never right"
+
+
+@pytest.mark.parametrize("rounds", ["host", "device"])
+@pytest.mark.parametrize("policy", ["sps", "specbranch"])
+def test_stop_stream_and_cancel(together: Models, apart: Models, policy: str, rounds: str) -> None:
+    engines = [
+        Engine(*models, policy=policy, rounds=rounds, gamma=3, max_seq_len=128)
+        for models in (together, apart)
+    ]
+    params = SamplingParams(max_new_tokens=30, ignore_eos=True)
+    wanted = engines[0].generate([3, 4], params).tokens
+    stream = engines[1].stream([3, 4], params)
+    first = next(stream)
+    assert first == wanted[: len(first)]
+    engines[1].cancel()
+    assert not list(stream)
+    assert engines[1].last_result.finish_reason == "cancelled"
+    assert engines[1].generate([3, 4], params).tokens == wanted
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("policy", ["sps", "specbranch"])
+def test_host_rounds(together: Models, apart: Models, policy: str, way: str) -> None:
+    params, more = WAYS[way]
+    request = SamplingParams(max_new_tokens=NEW, seed=3, ignore_eos=True, **params)
+    one, two = (
+        Engine(*models, policy=policy, rounds="host", gamma=4, **more).generate([1, 2, 3], request)
+        for models in (together, apart)
+    )
+    assert two.tokens == one.tokens and two.origins == one.origins
+
+
+def test_only_the_surviving_branch_travels(apart: Models) -> None:
+    engine = Engine(*apart, gamma=4, k_max=3, rounds="device", max_seq_len=64)
+    engine.generate([1, 2], SamplingParams(max_new_tokens=2))
+    (runner,) = engine._pool.free
+    sizes = [step.parcel._sent.numel() for step in runner._steps if isinstance(step, Send)]
+    vocab = apart[0].vocab_size
+    assert sum(sizes) < 4 * vocab * 4 + 20 * 256, "gamma rows of float32 logits, and small things"
+    coupled = Engine(*apart, gamma=4, verify="coupled", rounds="device", max_seq_len=64)
+    coupled.generate([1, 2], SamplingParams(max_new_tokens=2))
+    steps = coupled._pool.free[0]._steps
+    assert sum(s.parcel._sent.numel() for s in steps if isinstance(s, Send)) < 20 * 256
+
+
+def test_a_draft_elsewhere_than_on_cuda_or_cpu_alike(together: Models) -> None:
+    table = TableModel.random(together[0].vocab_size, 0)
+    table.device = torch.device("cuda", 0)
+    target, draft = together
+    fake = load_like(draft, torch.device("cuda", 1))
+    with pytest.raises(ValueError, match=r"draft was on cuda:1 and target on cpu:0"):
+        Engine(target, fake, rounds="device")
+    assert Engine(target, fake)._pool is None
+
+
+def load_like(model: LlamaModel, device: torch.device) -> LlamaModel:
+    """The same model, said to be elsewhere."""
+    other = object.__new__(LlamaModel)
+    other.__dict__ = model.__dict__ | {"device": device}
+    return other
+
+
+# ---------------------------------------------------------------------------------- no mixing
+class Sides(TorchFunctionMode):
+    """Knows whose every tensor is, by its memory, and refuses a function that mixes them.
+
+    What is made with ``device=cpu:0`` is the target's, with ``cpu:1`` the draft's; a result is its
+    arguments'; what is nobody's yet (made on "the CPU", like another tensor) becomes that of the
+    first that it meets.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owner: dict[int, str] = {}
+        self._kept: list[torch.UntypedStorage] = []  # so that no address is used twice
+        self.seen = {"target": 0, "draft": 0, "copies": 0}
+
+    def own(self, side: str, *tensors: torch.Tensor | None) -> None:
+        for tensor in tensors:
+            if tensor is not None and self.side_of(tensor) is None:
+                storage = tensor.untyped_storage()
+                self._owner[storage._cdata] = side
+                self._kept.append(storage)
+
+    def side_of(self, tensor: torch.Tensor) -> str | None:
+        return self._owner.get(tensor.untyped_storage()._cdata)
+
+    def check(self, name: str, arguments: Any) -> str | None:
+        tensors = list(tensors_in(arguments))
+        sides = {side for tensor in tensors if (side := self.side_of(tensor))}
+        assert len(sides) < 2, f"{name} was given tensors of both devices"
+        side = sides.pop() if sides else None
+        if side is not None:
+            self.seen[side] += 1
+            self.own(side, *tensors)
+        return side
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", str(func))
+        with torch._C.DisableTorchFunction():
+            if name in LOOKS:
+                return func(*args, **kwargs)
+            side = self.check(name, (args, kwargs))
+            named = [arg for arg in args if isinstance(arg, torch.device)]  # .to(device)
+            device = kwargs.get("device", named[0] if named else None)
+            if device in (TARGET, DRAFT):
+                side = "target" if device == TARGET else "draft"
+            result = func(*args, **kwargs)
+            if side is not None:
+                self.own(side, *tensors_in(result))
+            return result
+
+
+LOOKS = {"untyped_storage", "__get__", "size", "stride", "dim", "__len__", "numel", "data_ptr"}
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        yield from tensors_in(list(value.values()))
+
+
+class CheckedNative:
+    """``specbranch._C`` whose functions are checked like torch's: they take tensors past torch."""
+
+    def __init__(self, native: Any, sides: Sides) -> None:
+        self._native, self._sides = native, sides
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._native, name)
+        if not callable(found) or isinstance(found, type):
+            return found
+
+        def checked(*arguments: Any) -> Any:
+            with torch._C.DisableTorchFunction():
+                self._sides.check(name, arguments)
+            return found(*arguments)
+
+        return checked
+
+
+@pytest.mark.parametrize("way", ["cut", "coupled"])
+@pytest.mark.parametrize("policy", ["sps", "specbranch"])
+def test_no_launch_mixes_devices(folder: Path, monkeypatch, policy: str, way: str) -> None:
+    # backend "simt": all layers are ops that the proxy sees, on a CPU device one native call.
+    sides, (target, draft) = Sides(), load(folder, (TARGET, DRAFT), backend="simt")
+    for side, model in (("target", target), ("draft", draft)):
+        own_weights(sides, side, model)
+    native = CheckedNative(ops._C, sides)
+    for name in ("attention", "cache", "decoder", "layers", "rounds", "sampling", "verify"):
+        monkeypatch.setattr(sys.modules[f"specbranch.ops.{name}"], "_C", native)
+    copy = Parcel.copy
+
+    def copy_unchecked(parcel: Parcel) -> None:
+        sides.seen["copies"] += parcel.crosses
+        with torch._C.DisableTorchFunction():
+            copy(parcel)
+
+    monkeypatch.setattr(Parcel, "copy", copy_unchecked)
+    params, more = WAYS[way]
+    engine = Engine(target, draft, policy=policy, rounds="device", max_seq_len=32, gamma=2, **more)
+    request = SamplingParams(max_new_tokens=6, ignore_eos=True, **params)
+    with sides:
+        runner = engine._pool.take(request)
+        runner.begin([1, 2, 3], request)
+        for number in range(3):
+            runner.launch()
+            runner.report(number)
+    assert min(sides.seen.values()) > 3, sides.seen
+    with sides, pytest.raises(AssertionError, match="both devices"):
+        target.embedding + draft.embedding
+
+
+def own_weights(sides: Sides, side: str, model: LlamaModel) -> None:
+    trunk = model.decoder
+    sides.own(side, model.embedding, model.head.weight, trunk._final_norm, trunk._cos, trunk._sin)
+    for layer in trunk._layers:
+        sides.own(side, layer.input_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
+        for linear in layer.plain:
+            sides.own(side, linear.weight, linear.bias)
