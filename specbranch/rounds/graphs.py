@@ -37,7 +37,7 @@ class CudaRunner(Runner):
         self._streams = streams
         report = program.state.report
         assert len(report) > self.ahead, "the host would read a row that is being written"
-        self._host = torch.empty(report.shape, dtype=report.dtype, pin_memory=True)
+        self._host = _pinned_like(report)
         self._done = [
             torch.cuda.Event()  # type: ignore[no-untyped-call]
             for _ in range(len(report))
@@ -156,6 +156,10 @@ class PairRunner(CudaRunner):
             action()
         with torch.cuda.stream(self._streams.target):
             self._fetch_report()
+
+
+def _pinned_like(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
 
 
 def _side_of(step: Step) -> str:

@@ -74,18 +74,20 @@ class RunnerPool:
 
     def _new_streams(self, draft_sms: int | None) -> Streams | None:
         target, draft = self._models
-        on_cuda = target.device.type == "cuda"
         if draft_sms is not None:
             check_int("draft_sms", draft_sms, 1)
-            if not on_cuda or draft is None:
+            if not self._on_cuda() or draft is None:
                 where = "no draft" if draft is None else f"a draft on {draft.device}"
                 raise ValueError(
                     f"draft_sms was {draft_sms} with {where}; it needs a draft on a CUDA device"
                 )
-        if not on_cuda:
+        if not self._on_cuda():
             return None
         draft_device = target.device if draft is None else draft.device
         return Streams(Devices(target.device, draft_device), draft_sms)
+
+    def _on_cuda(self) -> bool:
+        return self._models[0].device.type == "cuda"
 
     def take(self, params: SamplingParams) -> Runner:
         """A free runner for such a request, or a new one."""

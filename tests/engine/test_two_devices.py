@@ -7,17 +7,15 @@ does so by a copy. That nothing else crosses is checked by a mode that knows eac
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from engine.sides import Sides, watch_native
 from tiny_checkpoint import save_checkpoint
-from torch.overrides import TorchFunctionMode
 
-from specbranch import Engine, SamplingParams, load_model, ops
+from specbranch import Engine, SamplingParams, load_model
 from specbranch.models.llama import LlamaModel
 from specbranch.rounds.parcel import Parcel, Send, Step, Work
 from specbranch.testing.table_model import TableModel
@@ -172,107 +170,12 @@ def load_like(model: LlamaModel, device: torch.device) -> LlamaModel:
 
 
 # ---------------------------------------------------------------------------------- no mixing
-class Sides(TorchFunctionMode):
-    """Knows whose every tensor is, by its memory, and refuses a function that mixes them.
-
-    What is made with ``device=cpu:0`` is the target's, with ``cpu:1`` the draft's; a result is its
-    arguments'; what is nobody's yet (made on "the CPU", like another tensor) becomes that of the
-    first that it meets.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._owner: dict[int, str] = {}
-        self._kept: list[torch.UntypedStorage] = []  # so that no address is used twice
-        self.seen = {"target": 0, "draft": 0, "copies": 0}
-
-    def own(self, side: str, *tensors: torch.Tensor | None) -> None:
-        for tensor in tensors:
-            if tensor is not None and self.side_of(tensor) is None:
-                storage = tensor.untyped_storage()
-                self._owner[storage._cdata] = side
-                self._kept.append(storage)
-
-    def side_of(self, tensor: torch.Tensor) -> str | None:
-        return self._owner.get(tensor.untyped_storage()._cdata)
-
-    def check(self, name: str, arguments: Any) -> str | None:
-        tensors = list(tensors_in(arguments))
-        sides = {side for tensor in tensors if (side := self.side_of(tensor))}
-        assert len(sides) < 2, f"{name} was given tensors of both devices"
-        side = sides.pop() if sides else None
-        if side is not None:
-            self.seen[side] += 1
-            self.own(side, *tensors)
-        return side
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        name = getattr(func, "__name__", str(func))
-        with torch._C.DisableTorchFunction():
-            if name in LOOKS:
-                return func(*args, **kwargs)
-            side = self.check(name, (args, kwargs))
-            named = [arg for arg in args if isinstance(arg, torch.device)]  # .to(device)
-            device = kwargs.get("device", named[0] if named else None)
-            if device in (TARGET, DRAFT):
-                side = "target" if device == TARGET else "draft"
-            result = func(*args, **kwargs)
-            if side is not None:
-                self.own(side, *tensors_in(result))
-            return result
-
-
-LOOKS = {"untyped_storage", "__get__", "size", "stride", "dim", "__len__", "numel", "data_ptr"}
-
-
-def tensors_in(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
-
-
-class CheckedNative:
-    """``specbranch._C`` whose functions are checked like torch's: they take tensors past torch."""
-
-    def __init__(self, native: Any, sides: Sides) -> None:
-        self._native, self._sides = native, sides
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._native, name)
-        if not callable(found) or isinstance(found, type):
-            return found
-
-        def checked(*arguments: Any) -> Any:
-            with torch._C.DisableTorchFunction():
-                self._sides.check(name, arguments)
-            return found(*arguments)
-
-        return checked
-
-
 @pytest.mark.parametrize("way", ["cut", "coupled"])
 @pytest.mark.parametrize("policy", ["sps", "specbranch"])
 def test_no_launch_mixes_devices(folder: Path, monkeypatch, policy: str, way: str) -> None:
-    # backend "simt": all layers are ops that the proxy sees, on a CPU device one native call.
-    sides, (target, draft) = Sides(), load(folder, (TARGET, DRAFT), backend="simt")
-    for side, model in (("target", target), ("draft", draft)):
-        own_weights(sides, side, model)
-    native = CheckedNative(ops._C, sides)
-    for name in ("attention", "cache", "decoder", "layers", "rounds", "sampling", "verify"):
-        monkeypatch.setattr(sys.modules[f"specbranch.ops.{name}"], "_C", native)
-    copy = Parcel.copy
-
-    def copy_unchecked(parcel: Parcel) -> None:
-        sides.seen["copies"] += parcel.crosses
-        with torch._C.DisableTorchFunction():
-            copy(parcel)
-
-    monkeypatch.setattr(Parcel, "copy", copy_unchecked)
+    # backend "simt": all layers are single ops, as on a GPU.
+    sides, (target, draft) = Sides(TARGET, DRAFT), load(folder, (TARGET, DRAFT), backend="simt")
+    watch_native(monkeypatch, sides, target, draft)
     params, more = WAYS[way]
     engine = Engine(target, draft, policy=policy, rounds="device", max_seq_len=32, gamma=2, **more)
     request = SamplingParams(max_new_tokens=6, ignore_eos=True, **params)
@@ -282,15 +185,6 @@ def test_no_launch_mixes_devices(folder: Path, monkeypatch, policy: str, way: st
         for number in range(3):
             runner.launch()
             runner.report(number)
-    assert min(sides.seen.values()) > 3, sides.seen
+    assert min(sides.calls.values()) > 100 and sides.copies >= 7
     with sides, pytest.raises(AssertionError, match="both devices"):
         target.embedding + draft.embedding
-
-
-def own_weights(sides: Sides, side: str, model: LlamaModel) -> None:
-    trunk = model.decoder
-    sides.own(side, model.embedding, model.head.weight, trunk._final_norm, trunk._cos, trunk._sin)
-    for layer in trunk._layers:
-        sides.own(side, layer.input_norm, layer.mlp_norm, layer.q_norm, layer.k_norm)
-        for linear in layer.plain:
-            sides.own(side, linear.weight, linear.bias)
