@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import ops
+from ..devices import resolve_device
 from .config import LlamaConfig, read_config, read_json
 from .linear import Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
@@ -44,29 +45,13 @@ def load_model(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
-    where = _resolve_device(device)
+    where = resolve_device(device)
     config = read_config(folder)
     wanted = _resolve_dtype(dtype, config, where)
     tensors = _Tensors(folder, wanted, where)
     model = _build(config, tensors, backend)
     tensors.check_all_used(config)
     return model
-
-
-def _resolve_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N") from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device was {device!r}, but no CUDA device was found; use 'cpu'")
-    if found.type == "cuda" and not ops.backends()["cuda"]:
-        raise ValueError(
-            f"device was {device!r}, but this build has no CUDA kernels; rebuild where nvcc is"
-        )
-    return found
 
 
 def _resolve_dtype(
