@@ -275,8 +275,7 @@ class Engine:
             request.finish_reason = request.finish_reason or "cancelled"
             self._active.remove(request)
             if request.runner is not None and self._pool is not None:
-                with self._round_lock:
-                    self._pool.give_back(request.runner)
+                self._pool.give_back(request.runner)
             self.last_result = request.finish()
 
     def _step(self, work: Callable[[], Done]) -> Done:

@@ -19,7 +19,8 @@ from specbranch.cli.show import COLOURS, MEANINGS, Colourer, runs, strip
 
 STATS_KEYS = {
     "prompt_tokens", "new_tokens", "seconds", "prefill_seconds", "tokens_per_second",
-    "time_to_first_token", "rounds", "target_forwards", "draft_forwards", "accepted", "M",
+    "time_to_first_token", "host_seconds", "target_seconds", "rounds", "target_forwards",
+    "draft_forwards", "accepted", "M",
     "tokens_per_round", "drafted", "rolled_back", "RB", "pruned", "sibling_tokens",
     "branch_points", "branch_hits", "branch_hit_rate", "bubble", "acceptance_rate",
 }  # fmt: skip

@@ -37,7 +37,7 @@ class CudaRunner(Runner):
         self._streams = streams
         report = program.state.report
         assert len(report) > self.ahead, "the host would read a row that is being written"
-        self._host = _pinned_like(report)
+        self._host, self._host_clock = _pinned_like(report), _pinned_like(program.clock)
         self._done = [
             torch.cuda.Event()  # type: ignore[no-untyped-call]
             for _ in range(len(report))
@@ -73,7 +73,10 @@ class CudaRunner(Runner):
         return GraphLaunch(graph, stream)
 
     def _fetch_report(self) -> None:
+        # The whole ring: where the row lies is known to the device only. A later round writes the
+        # same numbers over those that the host reads.
         self._host.copy_(self.program.state.report, non_blocking=True)
+        self._host_clock.copy_(self.program.clock, non_blocking=True)
 
     def begin(self, tokens: list[int], params: SamplingParams) -> None:
         """Start a request behind what the caller's streams were given."""
@@ -101,6 +104,10 @@ class CudaRunner(Runner):
         self._done[number % len(self._done)].synchronize()
         report: list[int] = self._host[number % len(self._host), 0].tolist()
         return report
+
+    def target_seconds(self) -> float:
+        """As the last round that has ended found it: a round more than was read, at times."""
+        return int(self._host_clock[0]) / 1e9
 
 
 class GraphLaunch:

@@ -26,6 +26,7 @@ class DeviceRounds:
     def __init__(self, runner: Runner) -> None:
         self.runner, self.program = runner, runner.program
         self._launched = self._read = 0
+        self._target_seconds = 0.0
 
     def round(self, session: Session) -> Committed:
         """Launch what is due and wait for the next round's report."""
@@ -38,7 +39,10 @@ class DeviceRounds:
             self.runner.launch()
             self._launched += 1
         session.stats.host_seconds += time.perf_counter() - started
-        return self._report(session, self.runner.report(self._read))
+        row = self.runner.report(self._read)
+        before, self._target_seconds = self._target_seconds, self.runner.target_seconds()
+        session.stats.target_seconds += self._target_seconds - before
+        return self._report(session, row)
 
     def _start(self, session: Session) -> None:
         tokens = session.tokens

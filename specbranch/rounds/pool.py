@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from ..models.llama import LlamaModel, LlamaState
 from ..models.protocol import CausalLM
 from ..sampling_params import SamplingParams, check_int
@@ -44,8 +46,9 @@ def why_not_on_device(
 class RunnerPool:
     """Runners for the requests of one engine: one kind for those that cut logits, one for others.
 
-    Policy, gamma, k_max and lengths are the engine's, so a kind is one captured graph. Not safe for
-    use by several threads at once, and a capture must not meet other launches of the engine.
+    Policy, gamma, k_max and lengths are the engine's, so a kind is one captured graph. ``take`` may
+    capture, which must not meet other launches of the engine; ``give_back`` may be called any time,
+    also by a collected generator, and takes no lock.
 
     Args:
         policy, target, draft, settings, max_seq_len: the engine's.
@@ -91,10 +94,11 @@ class RunnerPool:
 
     def take(self, params: SamplingParams) -> Runner:
         """A free runner for such a request, or a new one."""
-        for runner in reversed(self.free):
+        for runner in reversed(self.free.copy()):
             if runner.has_cutoff == params.has_cutoff:
-                self.free.remove(runner)
-                return runner
+                with suppress(ValueError):  # another thread was faster
+                    self.free.remove(runner)
+                    return runner
         return self._new_runner(params)
 
     def give_back(self, runner: Runner) -> None:

@@ -12,6 +12,8 @@ None of it changes what is committed at a given verdict.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from .. import ops
@@ -50,6 +52,7 @@ class RoundProgram:
         self.devices = Devices(device, device if draft is None else draft.model.device)
         self.gamma = 0 if self.plain else settings.gamma
         self.state = RoundState.empty(1, self.gamma, room, device)
+        self.clock = torch.zeros(2, dtype=torch.int64, device=device)  # see ops.stopwatch
         self._settings = settings
         self._sampler = Sampler(params, settings.draw, self.gamma + 1, device)
         self._verdict = torch.zeros(3, 1, dtype=torch.int32, device=device)
@@ -71,6 +74,7 @@ class RoundProgram:
         state.chain_length.zero_()
         state.commit_length.zero_()
         state.round.zero_()
+        self.clock.zero_()
         state.target_inputs.zero_()
         state.target_inputs[0, 0] = tokens[-1]
         state.draft_inputs[0] = torch.tensor(tokens[-2:])
@@ -84,7 +88,18 @@ class RoundProgram:
     # ------------------------------------------------------------------ a round
     def steps(self) -> list[Step]:
         """The round."""
-        return [Work("target", self._read), Work("target", self._judge)]
+        return [self._timed(self._read, self._judge)]
+
+    def _timed(self, *parts: Callable[[], None]) -> Work:
+        """Work of the target's side, whose time is added to ``clock``."""
+
+        def run() -> None:
+            ops.stopwatch(self.clock, start=True)
+            for part in parts:
+                part()
+            ops.stopwatch(self.clock, start=False)
+
+        return Work("target", run)
 
     def _read(self) -> None:
         """Logits after X's last token and after each of the chain (garbage behind its end)."""

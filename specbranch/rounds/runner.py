@@ -49,6 +49,10 @@ class Runner:
         """What round ``number`` since ``begin`` reported, once it has."""
         raise NotImplementedError
 
+    def target_seconds(self) -> float:
+        """How long the target's side has worked since ``begin``, as far as the host knows."""
+        raise NotImplementedError
+
 
 class EagerRunner(Runner):
     """Step by step on a CPU, where each is done when the call returns.
@@ -66,3 +70,7 @@ class EagerRunner(Runner):
         rows = self.program.state.report
         report: list[int] = rows[number % len(rows), 0].tolist()
         return report
+
+    def target_seconds(self) -> float:
+        """How long the target's side has worked."""
+        return int(self.program.clock[0]) / 1e9

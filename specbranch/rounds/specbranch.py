@@ -77,12 +77,12 @@ class SpecBranchProgram(DraftingProgram):
         """
         rows: list[Step] = [Send(self._chain_rows)] if self._needs_logits else []
         return [
-            Work("target", self._read),
+            self._timed(self._read),
             Work("draft", self._settle),
             *rows,
             Work("draft", self._grow),
             Send(self._growth),
-            Work("target", self._judge),
+            self._timed(self._judge),
             Send(self.orders),
         ]
 

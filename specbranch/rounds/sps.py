@@ -124,9 +124,7 @@ class SpsProgram(DraftingProgram):
         return [
             Work("draft", self._draft_chain),
             Send(self._chain),
-            Work("target", self._take_chain),
-            Work("target", self._read),
-            Work("target", self._judge),
+            self._timed(self._take_chain, self._read, self._judge),
             Send(self.orders),
         ]
 

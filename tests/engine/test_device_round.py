@@ -97,6 +97,18 @@ def test_one_token_prompts_and_reuse(models) -> None:
         assert tokens[i] == wanted[: len(tokens[i])] and len(tokens[i]) > 4
 
 
+def test_times(models) -> None:
+    """Where the seconds went: on a CPU launching is working."""
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    for policy in ("ar", "sps", "specbranch"):
+        stats = engine(models, "device", policy).generate([1, 2, 3], params).stats
+        assert 0 < stats.target_seconds < stats.host_seconds < stats.decode_seconds
+        assert stats.bubble == 1 - stats.target_seconds / stats.decode_seconds
+        if policy != "ar":
+            assert stats.target_seconds < 0.9 * stats.host_seconds, "the draft's time is not in it"
+        assert engine(models, "host", policy).generate([1, 2, 3], params).stats.host_seconds == 0
+
+
 def test_room_to_the_last_token(models) -> None:
     prompt = [3] * 200
     params = SamplingParams(max_new_tokens=56, ignore_eos=True)

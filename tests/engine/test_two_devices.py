@@ -8,51 +8,31 @@ does so by a copy. That nothing else crosses is checked by a mode that knows eac
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from engine.pairs import DRAFT, TARGET, WAYS, Models, load, save
 from engine.sides import Sides, watch_native
-from tiny_checkpoint import save_checkpoint
 
-from specbranch import Engine, SamplingParams, load_model
+from specbranch import Engine, SamplingParams
+from specbranch.lanes import SerialLanes
 from specbranch.models.llama import LlamaModel
 from specbranch.rounds.parcel import Parcel, Send, Step, Work
 from specbranch.testing.table_model import TableModel
 
 NEW = 40
 PROMPTS = [[1, 2, 3], list(range(40, 90)), [7] * 12, [5]]
-TARGET, DRAFT = torch.device("cpu", 0), torch.device("cpu", 1)
-WAYS = {
-    "greedy": ({"temperature": 0.0}, {}),
-    "sampled": ({"temperature": 1.0}, {}),
-    "cut": ({"temperature": 0.9, "top_k": 40, "top_p": 0.95}, {}),
-    "coupled": ({"temperature": 1.0}, {"verify": "coupled"}),
-}
 SETTINGS = [
     ("sps", {"gamma": 4}),
     ("specbranch", {"gamma": 1, "k_max": 1}),
     ("specbranch", {"gamma": 4, "k_max": 3}),
     ("specbranch", {"gamma": 3, "k_max": 6, "epsilon": 0.0}),
 ]
-Models = tuple[LlamaModel, LlamaModel]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pair")
-    for name in "td":
-        save_checkpoint(folder / name, hidden_size=64, num_layers=2, seed=0)
-    return folder
-
-
-def load(folder: Path, devices: tuple[torch.device, torch.device], backend: Any = None) -> Models:
-    """A draft that is the target with noise: right often, wrong often."""
-    target, draft = (load_model(folder / name, backend=backend) for name in "td")
-    noise = torch.Generator().manual_seed(1)
-    draft.embedding.add_(0.08 * torch.randn(draft.embedding.shape, generator=noise))
-    target.device, draft.device = devices
-    return target, draft
+    return save(tmp_path_factory.mktemp("pair"))
 
 
 @pytest.fixture(scope="module")
@@ -170,21 +150,29 @@ def load_like(model: LlamaModel, device: torch.device) -> LlamaModel:
 
 
 # ---------------------------------------------------------------------------------- no mixing
-@pytest.mark.parametrize("way", ["cut", "coupled"])
-@pytest.mark.parametrize("policy", ["sps", "specbranch"])
-def test_no_launch_mixes_devices(folder: Path, monkeypatch, policy: str, way: str) -> None:
-    # backend "simt": all layers are single ops, as on a GPU.
+@pytest.mark.parametrize("rounds", ["host", "device"])
+@pytest.mark.parametrize(("policy", "way"), [("sps", "coupled"), ("specbranch", "cut")])
+def test_no_launch_mixes_devices(
+    folder: Path, monkeypatch, policy: str, way: str, rounds: str
+) -> None:
+    # backend "simt": all layers are single ops, as on a GPU. One thread: the mode is a thread's.
     sides, (target, draft) = Sides(TARGET, DRAFT), load(folder, (TARGET, DRAFT), backend="simt")
     watch_native(monkeypatch, sides, target, draft)
     params, more = WAYS[way]
-    engine = Engine(target, draft, policy=policy, rounds="device", max_seq_len=32, gamma=2, **more)
-    request = SamplingParams(max_new_tokens=6, ignore_eos=True, **params)
+    engine = Engine(
+        target,
+        draft,
+        policy=policy,
+        rounds=rounds,
+        max_seq_len=32,
+        gamma=2,
+        k_max=2,
+        lanes=SerialLanes(1),
+        **more,
+    )
     with sides:
-        runner = engine._pool.take(request)
-        runner.begin([1, 2, 3], request)
-        for number in range(3):
-            runner.launch()
-            runner.report(number)
-    assert min(sides.calls.values()) > 100 and sides.copies >= 7
+        engine.generate([1, 2, 3], SamplingParams(max_new_tokens=4, ignore_eos=True, **params))
+    assert min(sides.calls.values()) > 50
+    assert (sides.copies >= 5) == (rounds == "device")
     with sides, pytest.raises(AssertionError, match="both devices"):
         target.embedding + draft.embedding
