@@ -113,7 +113,7 @@ class Session:
         params, settings: what to generate and how to speculate.
         lanes: where the models run.
         hidden_layers: how many of the target's last layers a predictor wants to see.
-        states: of target and draft, to be used instead of new ones.
+        states: of target and draft, for rounds on the device; the host can then direct the target only.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class Session:
         self._device = target.device
         self.sampler = Sampler(params, settings.draw, gamma + 1, target.device)
         self._verdict = torch.empty(3, 1, dtype=torch.int32, device=target.device)
-        if draft is not None:
+        if draft is not None and states is None:  # rounds on the device have buffers of their own
             self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
             self._buffers = [
