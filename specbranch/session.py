@@ -113,7 +113,7 @@ class Session:
         params, settings: what to generate and how to speculate.
         lanes: where the models run.
         hidden_layers: how many of the target's last layers a predictor wants to see.
-        states: of target and draft, for rounds on the device; the host can then direct the target only.
+        states: of target and draft, for rounds on the device, which direct the draft.
     """
 
     def __init__(
