@@ -3,17 +3,24 @@
     python bench/e2e.py --prompts humaneval --n 20 --temperatures 0 0.7 \
         --policies ar sps specbranch --peers hf hf-assisted --out bench/results/NAME.json
 
+    python bench/e2e.py --device cuda --dtype bfloat16 --inflate 7b 68m ...
+
+``--inflate`` gives the pair the cost of larger models, its function unchanged (``inflate.py``).
+
 Methods are interleaved prompt by prompt, in an order that rotates, so that a machine that slows
-down slows all of them. Greedy output of our policies must equal ``ar``'s; if not, the exit code
-is 1 and the result says where. ``bench/report.py`` makes the tables.
+down slows all of them. Greedy output of our policies must equal ``ar``'s, in bfloat16 but for ties
+of the target's own (``ties.py``); if not, the exit code is 1 and the result says where.
+``bench/report.py`` makes the tables.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -22,10 +29,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from methods import Method, Run, our_methods, peer_methods
+import torch
+from inflate import Inflation
+from methods import Method, Run, Weights, our_methods, peer_methods
+from shapes import SHAPES, check_fits, named_shape
+from ties import judge
 
-from specbranch import SamplingParams, load_tokenizer
+from specbranch import SamplingParams, load_tokenizer, ops
 from specbranch.lanes import num_cores
+from specbranch.models import CausalLM
+from specbranch.models.config import read_config
 from specbranch.pair import DEMO_DIR
 from specbranch.prompts import humaneval
 
@@ -34,10 +47,15 @@ BASELINE = "ar"
 
 def main() -> int:
     """Run what the command line asks for and write the result file."""
-    args = _parser().parse_args()
-    target_dir, draft_dir = args.target or DEMO_DIR / "target", args.draft or DEMO_DIR / "draft"
-    methods = our_methods(args, target_dir, draft_dir) + peer_methods(args, target_dir, draft_dir)
-    tokenizer = load_tokenizer(target_dir)
+    parser = _parser()
+    args = parser.parse_args()
+    try:
+        weights = _weights(args)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    target, draft = (each.ours() for each in weights)
+    methods = our_methods(args, target, draft) + peer_methods(args, *weights)
+    tokenizer = load_tokenizer(weights[0].folder)
     prompts = [tokenizer.encode(text) for text in _texts(args)]
     for method in methods:  # first calls allocate and compile
         method(prompts[0], SamplingParams(max_new_tokens=8))
@@ -47,15 +65,50 @@ def main() -> int:
         for idx, prompt in enumerate(prompts)
         for run in _one_prompt(methods, temperature, idx, prompt, args)
     ]
-    differences = _differences(runs)
-    result = _record(args, prompts) | {"differs_from_ar": differences, "runs": _trim(runs)}
+    differences = _differences(runs, prompts, target)
+    result = _record(args, prompts, weights)
+    result |= {"differs_from_ar": differences, "summary": _summary(runs), "runs": _trim(runs)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     _log(f"wrote {args.out}; tables: python bench/report.py --print {args.out}")
-    wrong = [found for found in differences if found["is_ours"]]
+    wrong = [found for found in differences if found["is_ours"] and not found["is_tie"]]
     for found in wrong:
         _log(f"NOT LOSSLESS: {found}")
     return 1 if wrong else 0
+
+
+def _weights(args: argparse.Namespace) -> tuple[Weights, Weights]:
+    """Target and draft as the command line wants them.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such device here, or a checkpoint does not fit.
+    """
+    _check_device(args.device)
+    folders = args.target or DEMO_DIR / "target", args.draft or DEMO_DIR / "draft"
+    for folder, shape in zip(folders, args.inflate or (), strict=False):
+        try:
+            check_fits(read_config(folder), named_shape(shape))
+        except ValueError as error:
+            raise ValueError(f"--inflate {shape}: {error}") from error
+    target, draft = (
+        Weights(folder, args.device, args.dtype, shape)
+        for folder, shape in zip(folders, args.inflate or (None, None), strict=True)
+    )
+    return target, draft
+
+
+def _check_device(device: str) -> None:
+    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
+        raise ValueError(f"--device was {device}; it must be cpu, cuda or cuda:N")
+    if device == "cpu":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise ValueError(f"--device was {device}, but no CUDA device was found; use cpu")
+    if (torch.device(device).index or 0) >= count:
+        raise ValueError(f"--device was {device}, but there are {count} CUDA devices")
+    if not ops.backends()["cuda"]:
+        raise ValueError(f"--device was {device}, but this build has no CUDA kernels")
 
 
 def _one_prompt(
@@ -91,19 +144,57 @@ def _one_prompt(
     return rows
 
 
-def _differences(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Greedy runs whose tokens are not ``ar``'s, with the first position that differs."""
+def _differences(
+    runs: list[dict[str, Any]], prompts: list[list[int]], target: CausalLM
+) -> list[dict[str, Any]]:
+    """Greedy runs whose tokens are not ``ar``'s: where, and how far apart the target saw them."""
     greedy = [run for run in runs if run["temperature"] == 0]
     expected = {run["prompt"]: run["tokens"] for run in greedy if run["method"] == BASELINE}
     found = []
     for run in greedy:
         tokens, wanted = run["tokens"], expected.get(run["prompt"], run["tokens"])
         if tokens != wanted:
-            same = [a == b for a, b in zip(tokens, wanted, strict=False)]
-            position = same.index(False) if False in same else len(same)
-            keys = ("method", "is_ours", "prompt")
-            found.append({key: run[key] for key in keys} | {"position": position})
+            verdict = judge(target, prompts[run["prompt"]], tokens, wanted)
+            found.append({key: run[key] for key in ("method", "is_ours", "prompt")} | verdict)
     return found
+
+
+def _summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What each of our methods makes of the target's forwards, by temperature.
+
+    The zero-bubble limit: nothing but target forwards, one after the other, at the price that one
+    has in ``ar`` in this run. Time counts from the first token on, without the prompt.
+    """
+    totals = _totals(runs)
+    found = []
+    for (temperature, method), total in totals.items():
+        baseline = totals.get((temperature, BASELINE))
+        if baseline is None or not baseline["later_forwards"] or not total["later_forwards"]:
+            continue  # nothing to go by: no `ar`, or requests of one round
+        forward = baseline["decode_seconds"] / baseline["later_forwards"]
+        limit = total["committed"] / total["target_forwards"] / forward
+        row = {"temperature": temperature, "method": method, "ar_forward_seconds": forward}
+        row["zero_bubble_tokens_per_second"] = limit
+        row["zero_bubble_share"] = forward * total["later_forwards"] / total["decode_seconds"]
+        # Only rounds that live on the device know it.
+        row["host_seconds_per_round"] = total["host_seconds"] / total["rounds"] or None
+        found.append(row)
+    return found
+
+
+def _totals(runs: list[dict[str, Any]]) -> dict[tuple[float, str], dict[str, float]]:
+    """Counters of each of our methods over all prompts; ``later`` forwards: but each first one."""
+    totals: dict[tuple[float, str], dict[str, float]] = {}
+    for run in runs:
+        counters = run["counters"]
+        if not counters:
+            continue
+        total = totals.setdefault((run["temperature"], run["method"]), defaultdict(float))
+        for name, value in counters.items():
+            total[name] += value
+        total["later_forwards"] += counters["target_forwards"] - 1
+        total["decode_seconds"] += counters["seconds"] - counters["time_to_first_token"]
+    return totals
 
 
 def _trim(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -116,7 +207,9 @@ def _trim(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return trimmed
 
 
-def _record(args: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Any]:
+def _record(
+    args: argparse.Namespace, prompts: list[list[int]], weights: tuple[Weights, Weights]
+) -> dict[str, Any]:
     """What a reader must know to judge or repeat the figures."""
     given = {key: val for key, val in vars(args).items() if key not in ("out", "target", "draft")}
     return {
@@ -125,12 +218,40 @@ def _record(args: argparse.Namespace, prompts: list[list[int]]) -> dict[str, Any
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted_changes": bool(_git("status", "--porcelain", "specbranch", "csrc")),
-        "device": {"cpu": _cpu_model(), "cores": num_cores(), "system": platform.platform()},
+        "device": _device(args.device),
+        "inflated": _inflated(weights),
         "versions": {"python": platform.python_version()}
         | {name: _version(name) for name in ("specbranch", "torch", "transformers", "numpy")},
         "settings": given,
         "prompt_tokens": [len(prompt) for prompt in prompts],
     }
+
+
+def _device(name: str) -> dict[str, Any]:
+    """The machine, and the accelerator where one was used."""
+    found = {"cpu": _cpu_model(), "cores": num_cores(), "system": platform.platform()}
+    if name == "cpu":
+        return found
+    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    gpu = {
+        "name": torch.cuda.get_device_name(name),
+        "driver": driver.splitlines()[0] if driver else None,
+        "cuda": torch.version.cuda,
+    }
+    return found | {"gpu": gpu}
+
+
+def _inflated(weights: tuple[Weights, Weights]) -> dict[str, Any] | None:
+    """Sizes of an inflated pair, None for one that is what it is."""
+    if weights[0].shape is None:
+        return None
+    pair = zip(("target", "draft"), weights, strict=True)
+    return {name: _sizes(each.shape, each.inflation()) for name, each in pair}
+
+
+def _sizes(shape: str | None, inflation: Inflation) -> dict[str, Any]:
+    sizes = {"shape": shape, "parameters": inflation.num_parameters}
+    return sizes | dataclasses.asdict(inflation.shape) | {"source": inflation.folder.name}
 
 
 def _version(name: str) -> str | None:
@@ -142,7 +263,15 @@ def _version(name: str) -> str | None:
 
 def _git(*args: str) -> str | None:
     root = Path(__file__).resolve().parent.parent
-    done = subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True)
+    return _output("git", "-C", str(root), *args)
+
+
+def _output(*command: str) -> str | None:
+    """What a command prints, None where there is no such command or it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return None
     return done.stdout.strip() if done.returncode == 0 else None
 
 
@@ -166,6 +295,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="F", help="result file (JSON)")
+    add("--device", default="cpu", help="cpu, cuda or cuda:N")
+    add("--dtype", default="float32", choices=("float32", "bfloat16"))
+    add(
+        "--inflate",
+        nargs=2,
+        choices=SHAPES,
+        metavar=("TARGET", "DRAFT"),
+        help=f"sizes to inflate the pair to: {', '.join(SHAPES)}",
+    )
     add("--prompts", default="humaneval", help="humaneval, or a file with one prompt a line")
     add("--n", type=int, default=20, help="how many prompts")
     add("--max-new-tokens", type=int, default=128)

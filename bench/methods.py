@@ -1,7 +1,8 @@
 """The contestants of ``e2e.py``: one call each, token ids in, token ids and seconds out.
 
-All of them get the same prompt ids, the same weights, float32, the same number of threads and the
-same end-of-sequence ids; none decodes text. What is timed is the whole request, prompt included.
+All of them get the same prompt ids, the same weights in the same dtype on the same device, the same
+number of threads and the same end-of-sequence ids; none decodes text. What is timed is the whole
+request, prompt included, until the device has nothing left to do.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from inflate import Inflation, our_model, transformers_model
 
 from specbranch import Engine, SamplingParams, load_model
+from specbranch.models import LlamaModel
 
 # Counters that add up over prompts; every metric of a table is made from their sums.
 COUNTERS = (
-    "seconds", "prefill_seconds", "target_seconds", "rounds", "target_forwards", "draft_forwards",
+    "seconds", "prefill_seconds", "time_to_first_token", "target_seconds", "host_seconds",
+    "rounds", "target_forwards", "draft_forwards",
     "committed", "drafted", "accepted", "accepted_chain", "rejections", "rolled_back", "pruned",
     "sibling_tokens", "branch_points", "branch_hits",
 )  # fmt: skip
@@ -33,6 +37,59 @@ class Run:
     tokens: list[int]
     seconds: float
     counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One model's weights for a device: a checkpoint directory's, as they are or inflated."""
+
+    folder: Path
+    device: str
+    dtype: str
+    shape: str | None = None  # a name of inflate.SHAPES
+
+    def inflation(self) -> Inflation:
+        """The inflated tensors."""
+        assert self.shape is not None, "the caller has looked"
+        dtype = getattr(torch, self.dtype)
+        return Inflation(self.folder, self.shape, device=self.device, dtype=dtype)
+
+    def ours(self) -> LlamaModel:
+        """In this library."""
+        if self.shape is not None:
+            return our_model(self.inflation())
+        return load_model(self.folder, dtype=self.dtype, device=self.device)
+
+    def theirs(self) -> Any:
+        """In transformers."""
+        if self.shape is not None:
+            return transformers_model(self.inflation())
+        from transformers import AutoModelForCausalLM
+
+        dtype = getattr(torch, self.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype)
+        return model.to(self.device).eval()
+
+
+class Stopwatch:
+    """Seconds between ``start`` and ``stop``; a device has finished its work at both."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def start(self) -> None:
+        """From now on."""
+        self._synchronize()
+        self._started = time.perf_counter()
+
+    def stop(self) -> float:
+        """Until now."""
+        self._synchronize()
+        return time.perf_counter() - self._started
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 class Method(Protocol):
@@ -53,12 +110,13 @@ class OurMethod:
 
     def __init__(self, name: str, engine: Engine) -> None:
         self.name, self._engine = name, engine
+        self._watch = Stopwatch(engine.target.device)
 
     def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
         """Continue ``prompt`` and time it."""
-        started = time.perf_counter()
+        self._watch.start()
         result = self._engine.generate(list(prompt), params)
-        seconds = time.perf_counter() - started
+        seconds = self._watch.stop()
         stats = result.stats.to_dict()
         return Run(result.tokens, seconds, {name: stats[name] for name in COUNTERS})
 
@@ -70,18 +128,19 @@ class TransformersMethod:
 
     def __init__(self, name: str, target: Any, draft: Any, threads: int) -> None:
         self.name, self._target, self._threads = name, target, threads
+        self._watch = Stopwatch(target.device)
         self._extra = {} if draft is None else {"assistant_model": draft}
 
     def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
         """Continue ``prompt`` and time it."""
-        ids = torch.tensor([list(prompt)])
+        ids = torch.tensor([list(prompt)], device=self._target.device)
         sampling: dict[str, Any] = {"do_sample": False}
         if params.temperature > 0:
             sampling = {"do_sample": True, "temperature": params.temperature, "top_k": 0}
             sampling["top_p"] = 1.0
         torch.manual_seed(params.seed)
         torch.set_num_threads(self._threads)
-        started = time.perf_counter()
+        self._watch.start()
         with torch.inference_mode():
             out = self._target.generate(
                 ids,
@@ -92,14 +151,12 @@ class TransformersMethod:
                 **sampling,
                 **self._extra,
             )
-        seconds = time.perf_counter() - started
+        seconds = self._watch.stop()
         return Run(out[0, ids.shape[1] :].tolist(), seconds)
 
 
-def our_methods(args: Namespace, target_dir: Path, draft_dir: Path) -> list[Method]:
+def our_methods(args: Namespace, target: LlamaModel, draft: LlamaModel) -> list[Method]:
     """Every policy asked for, with every combination of the settings that concern it."""
-    target = load_model(target_dir, dtype="float32")
-    draft = load_model(draft_dir, dtype="float32")
     methods: list[Method] = []
     for policy in args.policies:
         for settings in _combinations(policy, args):
@@ -121,17 +178,12 @@ def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
     return [dict(zip(keys, combination, strict=True)) for combination in values]
 
 
-def peer_methods(args: Namespace, target_dir: Path, draft_dir: Path) -> list[Method]:
-    """The transformers methods asked for, over the same checkpoints."""
+def peer_methods(args: Namespace, target_weights: Weights, draft_weights: Weights) -> list[Method]:
+    """The transformers methods asked for, over the same weights."""
     if not args.peers:
         return []
-    from transformers import AutoModelForCausalLM
-
-    def load(folder: Path) -> Any:
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-
-    target = load(target_dir)
-    draft = load(draft_dir) if "hf-assisted" in args.peers else None
+    target = target_weights.theirs()
+    draft = draft_weights.theirs() if "hf-assisted" in args.peers else None
     methods: list[Method] = []
     for name in args.peers:
         for threads in args.peer_threads or [args.threads]:

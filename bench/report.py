@@ -57,25 +57,38 @@ def filled(text: str) -> str:
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result, and the line that says how they came about."""
     temperatures = sorted({run["temperature"] for run in result["runs"]})
-    parts = [_table(result["runs"], temperature) for temperature in temperatures]
+    parts = [_table(result, temperature) for temperature in temperatures]
     return "\n".join([*parts, _provenance(result)]) + "\n"
 
 
-def _table(runs: list[Run], temperature: float) -> str:
+def _table(result: dict[str, Any], temperature: float) -> str:
     methods: dict[str, dict[int, Run]] = defaultdict(dict)
-    for run in runs:
+    for run in result["runs"]:
         if run["temperature"] == temperature:
             methods[run["method"]][run["prompt"]] = run
     baselines = [name for name in BASELINES if name in methods]
     kind = "greedy" if temperature == 0 else f"temperature {temperature:g}"
     head = [kind, "tokens/s", *(f"x `{name}`" for name in baselines)]
     head += ["tokens per target forward", "M", "RB", "branch hits", "bubble"]
+    summary = _summary(result, temperature)
+    head += [name for name, column in summary.items() if column]
     lines = [_row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
     for name, by_prompt in methods.items():
         cells = [f"`{name}`", f"{_tokens_per_second(by_prompt):.0f}"]
         cells += [_ratio(by_prompt, methods[baseline]) for baseline in baselines]
-        lines.append(_row(cells + _metrics(list(by_prompt.values()))))
+        cells += _metrics(list(by_prompt.values()))
+        lines.append(_row(cells + [column.get(name, "") for column in summary.values() if column]))
     return "\n".join(lines) + "\n"
+
+
+def _summary(result: dict[str, Any], temperature: float) -> dict[str, dict[str, str]]:
+    """Columns by method that only some results have; empty where none of the methods has one."""
+    rows = [row for row in result.get("summary", ()) if row["temperature"] == temperature]
+    times = {row["method"]: row["host_seconds_per_round"] for row in rows}
+    return {
+        "of zero-bubble limit": {row["method"]: f"{row['zero_bubble_share']:.2f}" for row in rows},
+        "host us per round": {name: f"{1e6 * val:.0f}" for name, val in times.items() if val},
+    }
 
 
 def _tokens_per_second(by_prompt: dict[int, Run]) -> float:
@@ -108,12 +121,14 @@ def _metrics(runs: list[Run]) -> list[str]:
         for name, value in run["counters"].items():
             total[name] += value
     decode_seconds = total["seconds"] - total["prefill_seconds"]
+    idle = decode_seconds - total["target_seconds"]
     return [
         _quotient(total["committed"], total["target_forwards"]),
         _quotient(total["accepted"], total["target_forwards"]),
         _quotient(total["rolled_back"], total["drafted"]),
         _quotient(total["branch_hits"], total["branch_points"]),
-        _quotient(decode_seconds - total["target_seconds"], decode_seconds),
+        # Rounds that live on the device do not tell what the target took of them.
+        _quotient(idle, decode_seconds) if total["target_seconds"] else "",
     ]
 
 
@@ -122,27 +137,66 @@ def _quotient(part: float, whole: float) -> str:
 
 
 def _provenance(result: dict[str, Any]) -> str:
-    device, versions, settings = result["device"], result["versions"], result["settings"]
+    versions, settings = result["versions"], result["settings"]
     commit = (result["commit"] or "unknown")[:10]
     if result["uncommitted_changes"]:
         commit += " with uncommitted changes"
-    different = [found for found in result["differs_from_ar"] if not found["is_ours"]]
-    equal = "Greedy output of every policy equals `ar`, token for token."
-    if any(found["is_ours"] for found in result["differs_from_ar"]):
-        equal = "GREEDY OUTPUT DIFFERS FROM `ar`, see the result file."
-    if different:
-        equal += f" transformers' differs in {len(different)} runs."
-    if all(temperature != 0 for temperature in settings["temperatures"]):
-        equal = ""
     lines = [
-        f"{device['cpu']}, {settings['threads']} of {device['cores']} cores; "
+        f"{_device(result)}; "
         f"{len(result['prompt_tokens'])} {settings['prompts']} prompts, "
         f"{settings['max_new_tokens']} new tokens; ratios are medians over prompts (quartiles), "
-        f"prompt processing included. {equal}",
+        f"prompt processing included. {_equality(result)}",
+        _inflation(result),
         f"{result['date']}, commit {commit}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}: `{result['command']}`",
     ]
-    return "\n\n".join(line.strip() for line in lines) + "\n"
+    return "\n\n".join(line.strip() for line in lines if line) + "\n"
+
+
+def _device(result: dict[str, Any]) -> str:
+    device, settings = result["device"], result["settings"]
+    where = f"{device['cpu']}, {settings['threads']} of {device['cores']} cores"
+    gpu = device.get("gpu")
+    if gpu is not None:
+        where = f"{gpu['name']}, driver {gpu['driver']}"
+    dtype = settings.get("dtype", "float32")
+    return where if dtype == "float32" and gpu is None else f"{where}, {dtype}"
+
+
+def _equality(result: dict[str, Any]) -> str:
+    """What the comparison of greedy outputs with ``ar``'s found."""
+    if all(temperature != 0 for temperature in result["settings"]["temperatures"]):
+        return ""
+    ours = [found for found in result["differs_from_ar"] if found["is_ours"]]
+    ties = [found for found in ours if found.get("is_tie")]
+    num_theirs = len(result["differs_from_ar"]) - len(ours)
+    equal = "Greedy output of every policy equals `ar`, token for token."
+    if ties:
+        equal = (
+            f"Greedy output of every policy equals `ar`, but in {len(ties)} runs from a position "
+            f"on where the target's two best logits are a tie "
+            f"({max(found['gap'] for found in ties):.2g} apart at most)."
+        )
+    if len(ties) < len(ours):
+        equal = "GREEDY OUTPUT DIFFERS FROM `ar`, see the result file."
+    return equal + (f" transformers' differs in {num_theirs} runs." if num_theirs else "")
+
+
+def _inflation(result: dict[str, Any]) -> str:
+    """That the pair is not what its cost says, and what it is."""
+    pair = result.get("inflated")
+    if pair is None:
+        return ""
+    sizes = [
+        f"{name} {model['shape']} ({model['parameters'] / 1e6:.0f} million parameters: "
+        f"{model['layers']} layers, width {model['hidden']}, vocabulary {model['vocab']})"
+        for name, model in pair.items()
+    ]
+    return (
+        f"**Inflated pair**: {' and '.join(sizes)}. Small models embedded in matrices of these "
+        "sizes, their function unchanged: the cost is that of the sizes, the acceptance and the "
+        "text are those of the small pair."
+    )
 
 
 def _row(cells: list[str]) -> str:

@@ -1,9 +1,6 @@
 // The Python module specbranch._C: each bindings_<group>.cpp registers its ops, one line an op.
 #include <pybind11/pybind11.h>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 
 #include "bindings.h"
 #include "common/parallel.h"
@@ -26,11 +23,6 @@ py::dict build_info() {
   info["cuda"] = bool(SPECBRANCH_WITH_CUDA);
   info["cuda_version"] = SPECBRANCH_CUDA_VERSION;
   info["cuda_archs"] = SPECBRANCH_CUDA_ARCHS;
-#ifdef _OPENMP
-  info["openmp"] = _OPENMP;
-#else
-  info["openmp"] = 0;
-#endif
   return info;
 }
 

@@ -39,34 +39,39 @@ class Decoder {
                py::handle bits_, float scale, py::handle hidden_, py::handle out_) const {
     DecoderParams p = p_;
     TensorArg residual("residual", residual_, type_, "[N, d]", kWritable);
+    TensorArg out("out", out_, type_, "[N, d]", kWritable);
+    p.N = residual.size(0), p.scale = scale;
+    residual.sizes({p.N, p.width});
+    out.sizes({p.N, p.width});
+    place(p, cache_, positions_, slots_, prefix_, bits_, hidden_);
+    p.residual = residual.data(), p.out = out.data();
+    py::gil_scoped_release release;
+    cpu::decoder(p);
+  }
+
+  // Where p.N tokens go, what they see, and where their hidden states are wanted.
+  void place(DecoderParams& p, py::handle cache_, py::handle positions_, py::handle slots_, py::handle prefix_,
+             py::handle bits_, py::handle hidden_) const {
     TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
     TensorArg positions("positions", positions_, kInt32, "[1, N]");
     TensorArg slots("slots", slots_, kInt32, "[1, N]");
     TensorArg prefix("prefix_length", prefix_, kInt32, "[1]");
     TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[1, N, ceil(T / 32)]", kOptional);
     TensorArg hidden("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
-    TensorArg out("out", out_, type_, "[N, d]", kWritable);
-    p.N = residual.size(0), p.S = cache.size(4), p.W = bits.given() ? bits.size(2) : 0;
-    p.K = hidden.given() ? hidden.size(1) : 0;
-    residual.sizes({p.N, p.width});
+    p.S = cache.size(4), p.W = bits.given() ? bits.size(2) : 0, p.K = hidden.given() ? hidden.size(1) : 0;
     cache.sizes({p.L, 2, 1, p.Hkv, p.S, p.D});
     positions.sizes({1, p.N});
     slots.sizes({1, p.N});
     prefix.sizes({1});
     bits.sizes({1, p.N, p.W});
     hidden.sizes({p.N, p.K, p.width});
-    out.sizes({p.N, p.width});
     if (p.K > p.L) hidden.fail_value("had more layers than the " + std::to_string(p.L) + " of the decoder");
     check_positions(positions, p.P);
     check_slots(slots, p.S);
     check_prefix(prefix, p.N, p.S);
     if (bits.given()) check_bits(bits, prefix, p.S);
-    p.scale = scale;
-    p.residual = residual.data(), p.cache = cache.data(), p.positions = positions.data<int32_t>();
-    p.slots = slots.data<int32_t>(), p.prefix_length = prefix.data<int32_t>(), p.ancestor_bits = bits.data<uint32_t>();
-    p.hidden = hidden.data(), p.out = out.data();
-    py::gil_scoped_release release;
-    cpu::decoder(p);
+    p.cache = cache.data(), p.positions = positions.data<int32_t>(), p.slots = slots.data<int32_t>();
+    p.prefix_length = prefix.data<int32_t>(), p.ancestor_bits = bits.data<uint32_t>(), p.hidden = hidden.data();
   }
 
   const DecoderParams& params() const { return p_; }
@@ -86,8 +91,8 @@ class Decoder {
   }
 
   DecoderLinear matrix(const char* name, py::handle weight_, py::handle bias, int64_t inputs, int64_t outputs) {
-    TensorArg weight(name, weight_, kFloat32 | kBFloat16, "[ceil(N / 16), K, 16]");
-    weight.sizes({(outputs + 15) / 16, inputs, 16});
+    TensorArg weight(name, weight_, kFloat32 | kBFloat16, "[ceil(N / 64), K, 64]");
+    weight.sizes({(outputs + 63) / 64, inputs, 64});
     return {weight.dtype(), keep(weight_, weight), vector(name, bias, outputs)};
   }
 
@@ -110,25 +115,41 @@ class Decoder {
   std::vector<py::object> kept_;
 };
 
-// A decoder with its embedding and head, which can take several steps by itself.
+// A decoder with its embedding and head: from tokens to logits, and several steps by itself.
 class Drafter {
  public:
-  Drafter(const Decoder& decoder, py::handle embedding_, py::handle head_, py::handle bias_, float scale) {
-    p_.decoder = decoder.params();
-    p_.decoder.scale = scale;
+  Drafter(const Decoder& decoder, py::handle embedding_, py::handle head_, py::handle bias_, float scale)
+      : decoder_(decoder) {
+    model_.decoder = decoder.params();
+    model_.decoder.scale = scale;
     TensorArg embedding("embedding", embedding_, decoder.type(), "[V, d]");
-    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 16), d, 16]");
+    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 64), d, 64]");
     TensorArg bias("head_bias", bias_, decoder.type(), "[V]", kOptional);
-    p_.V = embedding.size(0);
-    embedding.sizes({p_.V, p_.decoder.width});
-    head.sizes({(p_.V + 15) / 16, p_.decoder.width, 16});
-    bias.sizes({p_.V});
-    p_.embedding = embedding.data();
-    p_.head = {head.dtype(), head.data(), bias.data()};
+    model_.V = embedding.size(0);
+    embedding.sizes({model_.V, model_.decoder.width});
+    head.sizes({(model_.V + 63) / 64, model_.decoder.width, 64});
+    bias.sizes({model_.V});
+    model_.embedding = embedding.data();
+    model_.head = {head.dtype(), head.data(), bias.data()};
     type_ = decoder.type();
     for (const py::handle object : {embedding_, head_, bias_}) {
       kept_.push_back(py::reinterpret_borrow<py::object>(object));
     }
+  }
+
+  void forward(py::handle cache, py::handle tokens_, py::handle positions, py::handle slots, py::handle prefix,
+               py::handle bits, py::handle hidden, py::handle out_) const {
+    ForwardParams p = model_;
+    TensorArg tokens("tokens", tokens_, kInt64, "[N]");
+    TensorArg out("out", out_, type_, "[N, V]", kWritable);
+    p.decoder.N = p.head_rows = tokens.size(0);
+    out.sizes({p.head_rows, p.V});
+    decoder_.place(p.decoder, cache, positions, slots, prefix, bits, hidden);
+    check_ids(p.V, tokens);
+    p.tokens = tokens.data<int64_t>(), p.logits = out.data();
+    if (p.decoder.N == 0) return;
+    py::gil_scoped_release release;
+    cpu::forward(p);
   }
 
   // Returns how many steps were taken.
@@ -136,20 +157,22 @@ class Drafter {
                 float temperature, int32_t top_k, float top_p, float min_p, int64_t seed, int64_t position,
                 float stop_below, py::handle logits_, py::handle cutoff_, py::handle drawn_,
                 py::handle confidence_) const {
-    DraftParams p = p_;
+    DraftParams p{};
+    p.model = model_;
+    DecoderParams& decoder = p.model.decoder;
     TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
     TensorArg tokens("tokens", tokens_, kInt64, "[n]");
     TensorArg logits("out logits", logits_, type_, "[steps, R, V]", kWritable);
     TensorArg cutoff("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
     TensorArg drawn("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
     TensorArg confidence("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
-    p.decoder.S = cache.size(4);
-    cache.sizes({p.decoder.L, 2, 1, p.decoder.Hkv, p.decoder.S, p.decoder.D});
+    decoder.S = cache.size(4);
+    cache.sizes({decoder.L, 2, 1, decoder.Hkv, decoder.S, decoder.D});
     p.inputs = tokens.size(0), p.branches = branches, p.steps = steps, p.R = logits.size(1), p.prefix = prefix;
-    logits.sizes({logits.size(0), p.R, p.V});
+    logits.sizes({logits.size(0), p.R, p.model.V});
     for (const TensorArg* arg : {&cutoff, &drawn, &confidence}) arg->sizes({logits.size(0), p.R});
     check(p, tokens, logits);
-    p.decoder.cache = cache.data(), p.tokens = tokens.data<int64_t>();
+    decoder.cache = cache.data(), p.tokens = tokens.data<int64_t>();
     p.draw = gumbel ? Draw::kGumbel : Draw::kInverseCdf;
     p.temperature = temperature, p.top_k = top_k, p.top_p = top_p, p.min_p = min_p;
     p.cut = top_k > 0 || top_p < 1.0f || min_p > 0.0f;
@@ -166,6 +189,15 @@ class Drafter {
   }
 
  private:
+  static void check_ids(int64_t vocab, const TensorArg& tokens) {
+    for (int64_t i = 0; i < tokens.size(0); ++i) {
+      const int64_t token = tokens.data<int64_t>()[i];
+      if (token >= 0 && token < vocab) continue;
+      tokens.fail_value("had " + std::to_string(token) + " at [" + std::to_string(i) + "], must be in 0.." +
+                        std::to_string(vocab - 1));
+    }
+  }
+
   static void check(const DraftParams& p, const TensorArg& tokens, const TensorArg& logits) {
     if (p.inputs < 1 || p.branches < 1 || (p.branches > 1 && p.branches != p.inputs)) {
       tokens.fail_value("had " + std::to_string(p.inputs) + " entries for " + std::to_string(p.branches) +
@@ -174,20 +206,17 @@ class Drafter {
     if (p.steps < 0 || p.steps > logits.size(0) || p.branches > p.R) {
       logits.fail_value("had no room for " + std::to_string(p.steps) + " steps of " + std::to_string(p.branches));
     }
-    for (int64_t i = 0; i < p.inputs; ++i) {
-      const int64_t token = tokens.data<int64_t>()[i];
-      if (token >= 0 && token < p.V) continue;
-      tokens.fail_value("had " + std::to_string(token) + " at [" + std::to_string(i) + "], must be in 0.." +
-                        std::to_string(p.V - 1));
-    }
+    check_ids(p.model.V, tokens);
+    const DecoderParams& decoder = p.model.decoder;
     const int64_t last = p.branches == 1 ? p.inputs + p.steps - 1 : p.branches * p.steps;
-    if (p.prefix < 0 || p.prefix + last > p.decoder.S || p.prefix + p.inputs / p.branches + p.steps > p.decoder.P + 1) {
+    if (p.prefix < 0 || p.prefix + last > decoder.S || p.prefix + p.inputs / p.branches + p.steps > decoder.P + 1) {
       tokens.fail_value("would reach slot " + std::to_string(p.prefix + last - 1) + ", must fit into " +
-                        std::to_string(p.decoder.S) + " slots and " + std::to_string(p.decoder.P) + " positions");
+                        std::to_string(decoder.S) + " slots and " + std::to_string(decoder.P) + " positions");
     }
   }
 
-  DraftParams p_{};
+  const Decoder& decoder_;
+  ForwardParams model_{};
   Types type_;
   std::vector<py::object> kept_;
 };
@@ -200,6 +229,7 @@ void register_decoder(py::module_& m) {
       .def("forward", &Decoder::forward);
   py::class_<Drafter>(m, "Drafter")
       .def(py::init<const Decoder&, py::handle, py::handle, py::handle, float>(), py::keep_alive<1, 2>())
+      .def("forward", &Drafter::forward)
       .def("draft", &Drafter::draft);
 }
 

@@ -185,13 +185,13 @@ struct RopeKvWriteParams {
   void* q;                   // out [B, N, Hq, D]
 };
 
-// out = x weight^T + bias, for few rows; the weight is packed in panels of 16 outputs, padded with zeros.
+// out = x weight^T + bias, for few rows; the weight is packed in panels of 64 outputs, padded with zeros; see linear_cpu.cpp.
 struct LinearParams {
   int64_t rows, K, N;
   DType dtype;         // of x, bias and out
   DType weight_dtype;  // float32 or bfloat16
   const void* x;       // [rows, K]
-  const void* weight;  // [ceil(N / 16), K, 16]
+  const void* weight;  // [ceil(N / 64), K, 64]
   const void* bias;    // [N] or nullptr
   void* out;           // [rows, N]
 };
@@ -253,6 +253,16 @@ struct DecoderParams {
   void* out;                      // out [N, width], normalised
 };
 
+// From tokens to logits: embedding, decoder, and the head for the last rows.
+struct ForwardParams {
+  DecoderParams decoder;  // its residual and out are the op's own
+  const void* embedding;  // [V, width], decoder.dtype
+  DecoderLinear head;     // V outputs
+  int64_t V, head_rows;
+  const int64_t* tokens;  // [N]
+  void* logits;           // out [head_rows, V], decoder.dtype
+};
+
 // The bookkeeping between two rounds whose state lives on the device; see advance/advance.h.
 constexpr int64_t kReportHead = 6;
 struct AdvanceParams {
@@ -292,10 +302,8 @@ struct StopwatchParams {
 // branches = 1: the tokens are a chain behind the prefix. branches > 1 (inputs = branches): each is a branch of its own
 // that sees the prefix and itself; step s of branch r lies in slot prefix + s * branches + r.
 struct DraftParams {
-  DecoderParams decoder;     // weights and cache; what varies with the tokens is filled in by the op
-  const void* embedding;     // [V, width], decoder.dtype
-  DecoderLinear head;        // V outputs
-  int64_t V, inputs, branches, steps, R;  // R >= branches: rows a step has in the outputs
+  ForwardParams model;       // weights and cache; what varies with the tokens is filled in by the op
+  int64_t inputs, branches, steps, R;  // R >= branches: rows a step has in the outputs
   int32_t prefix;            // slots 0..prefix-1 hold it; the first input has this position, too
   const int64_t* tokens;     // [inputs]
   Draw draw;                 // sampling: as for `sample` and `logit_cutoff`, the same for all rows; lane = branch
@@ -305,7 +313,7 @@ struct DraftParams {
   float top_p, min_p;
   int64_t seed, position;    // position of the tokens that step 0 draws
   float stop_below;          // ends after the step by which every branch has met a lower confidence
-  void* logits;              // out [steps, R, V], decoder.dtype: what step s drew from
+  void* logits;              // out [steps, R, V], the model's dtype: what step s drew from
   float* cutoff;             // out [steps, R], if cut
   int32_t* drawn;            // out [steps, R]; -1: bad row (and the last step)
   float* confidence;         // out [steps, R]: max probability
@@ -328,6 +336,7 @@ void add_rms_norm(const AddRmsNormParams&);
 void silu_mul(const SiluMulParams&);
 void linear(const LinearParams&);
 void decoder(const DecoderParams&);
+void forward(const ForwardParams&);
 void draft(const DraftParams&);
 void advance(const AdvanceParams&);
 void stopwatch(const StopwatchParams&);

@@ -212,6 +212,18 @@ class Drafter:
         scale: float,
         /,
     ) -> None: ...
+    def forward(
+        self,
+        cache: _Tensor,
+        tokens: _Tensor,
+        positions: _Tensor,
+        slots: _Tensor,
+        prefix_length: _Tensor,
+        ancestor_bits: _OptionalTensor,
+        hidden: _OptionalTensor,
+        out: _Tensor,
+        /,
+    ) -> None: ...
     def draft(
         self,
         cache: _Tensor,

@@ -42,6 +42,10 @@ class Sampler:
         self.seed, self.position = rows(torch.int64), rows(torch.int64)
         self._top_k = rows(torch.int32)
         self._lane = torch.arange(max_rows, dtype=torch.int32, device=device)
+        # For calls with a single row: its temperature, seed and position.
+        self.row = (self.temperature[:1], self.seed[:1], self.position[:1])
+        # Writing through NumPy costs a tenth of a torch operation.
+        self._on_host = self.position.numpy() if self.position.device.type == "cpu" else None
         self.load(params)
 
     def load(self, params: SamplingParams) -> None:
@@ -52,6 +56,13 @@ class Sampler:
         self._top_k.fill_(params.top_k)
         self._top_p.fill_(params.top_p)
         self._min_p.fill_(params.min_p)
+
+    def place(self, position: int) -> None:
+        """Set the position of a single row."""
+        if self._on_host is not None:
+            self._on_host[0] = position
+        else:
+            self.row[2].fill_(position)
 
     def cut(self, logits: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor | None:
         """The cutoff of each row of ``logits [rows, V]``; None where nothing is cut."""

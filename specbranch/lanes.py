@@ -1,9 +1,9 @@
 """Where and when the two models run: both lanes on one thread, or the draft on a thread of its own.
 
 A lane is one model's stream of work. ``run`` starts both, waits for both, and returns both
-results. On CPU ``ThreadLanes`` gives the draft one core and the target the others, so that they do
-not fight over them; ``SerialLanes`` runs one after the other with all cores, which is what
-policies without overlap want and what makes a debugger's life easy.
+results. On CPU ``ThreadLanes`` gives the draft one core and the target the others;
+``SerialLanes`` runs one after the other with all cores, which is what policies without overlap
+want and what makes a debugger's life easy.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class ThreadLanes:
     """The target on the caller's thread, the draft on a worker that lives as long as this."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self.target_threads = max(1, (threads or num_cores()) - 1)
+        cores = threads or num_cores()
+        # Of two cores the target uses both: its helper claims what the draft's steps leave over.
+        self.target_threads = cores - 1 if cores > 2 else cores
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="specbranch-draft")
 
     def run(

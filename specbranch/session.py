@@ -14,6 +14,7 @@ import torch
 
 from . import ops
 from .drafting import DraftBuffers, Sampler, draft_steps
+from .judge import Judge
 from .lanes import Lanes
 from .models.protocol import CausalLM, DecoderState
 from .sampling_params import SamplingParams, check_float, check_int
@@ -144,9 +145,7 @@ class Session:
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
-        self._device = target.device
-        self.sampler = Sampler(params, settings.draw, gamma + 1, target.device)
-        self._verdict = torch.empty(3, 1, dtype=torch.int32, device=target.device)
+        self._judge = Judge(params, settings, target.device)
         if draft is not None and states is None:  # rounds on the device have buffers of their own
             self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
@@ -269,14 +268,15 @@ class Session:
 
     def _branch_topk(self, logits: torch.Tensor, position: int) -> ops.BranchResult:
         sampler = self.draft_sampler
-        sampler.position[:1] = position
+        sampler.place(position)
+        temperature, seed, at = sampler.row
         return ops.branch_topk(
             logits,
             self.settings.k_max,
-            sampler.temperature[:1],
+            temperature,
             cutoff=sampler.cut(logits),
-            seed=sampler.seed[:1],
-            position=sampler.position[:1],
+            seed=seed,
+            position=at,
             draw=self.settings.draw,
         )
 
@@ -296,27 +296,8 @@ class Session:
     ) -> Verdict:
         """Judge the chain and draw the target's next token (``ops.verify``)."""
         started = time.perf_counter()
-        sampler = self.sampler
-        sampler.position[:1] = self.length
         candidates = branches.candidates if branches is not None else []
-        target_cutoff = sampler.cut(target_logits)
-        draft_cutoff = None if chain.cutoff is None else chain.cutoff.to(self._device).view(1, -1)
-        ops.verify(
-            target_logits.unsqueeze(0),
-            None if chain.logits is None else chain.logits.to(self._device).unsqueeze(0),
-            self._ints([chain.tokens]),
-            self._ints([len(chain)]),
-            self._ints([candidates]),
-            self._ints([len(candidates)]),
-            sampler.temperature[:1],
-            sampler.seed[:1],
-            sampler.position[:1],
-            target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
-            draft_cutoff=draft_cutoff,
-            draw=self.settings.draw,
-            out=tuple(self._verdict),
-        )
-        verdict = Verdict(*self._verdict.view(3).tolist())
+        verdict = Verdict(*self._judge.judge(target_logits, chain, candidates, self.length))
         if verdict.next_token < 0:
             raise ValueError(
                 f"target or draft gave NaN logits between positions {self.length} and "
@@ -326,9 +307,6 @@ class Session:
             self._hidden = self._hidden[verdict.num_accepted]
         self.stats.target_seconds += time.perf_counter() - started
         return verdict
-
-    def _ints(self, values: list[int] | list[list[int]]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int32, device=self._device)
 
     def target_features(self) -> torch.Tensor:
         """Hidden states ``[K, d]`` of the target at the newest verified position."""

@@ -25,7 +25,7 @@ class Stats:
     prefill_seconds: float = 0.0
     time_to_first_token: float = 0.0  # seconds
     target_seconds: float = 0.0  # time in which the target lane worked, after the prompt
-    host_seconds: float = 0.0  # in which the host launched rounds on the device; else 0
+    host_seconds: float = 0.0  # what rounds on a device cost the host, waiting left out
     rounds: int = 0
     target_forwards: int = 0
     draft_forwards: int = 0

@@ -13,8 +13,8 @@ template <int kFloats>
 struct Vectors {
   // Loads and stores need no alignment.
   typedef float Float __attribute__((vector_size(kFloats * 4), aligned(4), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kFloats * 4), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(kFloats * 4)));
-  typedef uint16_t Half __attribute__((vector_size(kFloats * 2), aligned(2), may_alias));
   static constexpr int kRegisters = kFloats == 16 ? 32 : 16;
 };
 

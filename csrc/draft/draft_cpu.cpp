@@ -7,7 +7,6 @@
 // small
 //         draft takes 20 microseconds, and so does what Python does around it; and a draft lane that holds no
 //         interpreter lock leaves it to the target's. Bound: latency of one step after the other.
-#include <cstring>
 #include <vector>
 
 #include "common/element.h"
@@ -19,7 +18,7 @@ namespace {
 
 class Drafting {
  public:
-  explicit Drafting(const DraftParams& p) : p_(p), bytes_(element_size(p.decoder.dtype)) {
+  explicit Drafting(const DraftParams& p) : p_(p), bytes_(element_size(p.model.decoder.dtype)) {
     const auto rows = static_cast<size_t>(p.branches);
     temperature_.assign(rows, p.temperature);
     top_k_.assign(rows, p.top_k);
@@ -37,7 +36,7 @@ class Drafting {
   void run() {
     *p_.num_steps = 0;
     for (int64_t step = 0; step < p_.steps; ++step) {
-      forward(step);
+      run_model(step);
       draw(step);
       *p_.num_steps = step + 1;
       if (!goes_on(step)) return;
@@ -66,38 +65,28 @@ class Drafting {
       for (int64_t node = r; node <= step * k + r; node += k) bits_[r * words_ + node / 32] |= 1u << (node % 32);
   }
 
-  void embed() {
-    const int64_t row = p_.decoder.width * bytes_;
-    residual_.resize(count() * row);
-    normed_.resize(count() * row);
-    for (int64_t i = 0; i < count(); ++i)
-      std::memcpy(residual_.data() + i * row, static_cast<const char*>(p_.embedding) + tokens_[i] * row, row);
-  }
-
-  void forward(int64_t step) {
+  void run_model(int64_t step) {
     place(step);
-    embed();
-    DecoderParams d = p_.decoder;
-    d.N = count(), d.W = words_, d.K = 0;
-    d.residual = residual_.data(), d.out = normed_.data(), d.hidden = nullptr;
+    ForwardParams model = p_.model;
+    DecoderParams& d = model.decoder;
+    d.N = count(), d.W = words_, d.K = 0, d.hidden = nullptr;
     d.positions = positions_.data(), d.slots = slots_.data(), d.prefix_length = &visible_prefix_;
     d.ancestor_bits = words_ > 0 ? bits_.data() : nullptr;
-    decoder(d);
-    const char* last = normed_.data() + (count() - p_.branches) * d.width * bytes_;
-    linear({p_.branches, d.width, p_.V, d.dtype, p_.head.dtype, last, p_.head.weight, p_.head.bias, logits(step)});
+    model.head_rows = p_.branches, model.tokens = tokens_.data(), model.logits = logits(step);
+    forward(model);
   }
 
-  void* logits(int64_t step) const { return static_cast<char*>(p_.logits) + step * p_.R * p_.V * bytes_; }
+  void* logits(int64_t step) const { return static_cast<char*>(p_.logits) + step * p_.R * p_.model.V * bytes_; }
 
   void draw(int64_t step) {
     const int64_t k = p_.branches;
-    const Logits rows{logits(step), p_.decoder.dtype, p_.V, 0};
+    const Logits rows{logits(step), p_.model.decoder.dtype, p_.model.V, 0};
     float* cutoff = p_.cut ? p_.cutoff + step * p_.R : nullptr;
     if (p_.cut) {
-      logit_cutoff({k, p_.V, rows, temperature_.data(), top_k_.data(), top_p_.data(), min_p_.data(), cutoff});
+      logit_cutoff({k, p_.model.V, rows, temperature_.data(), top_k_.data(), top_p_.data(), min_p_.data(), cutoff});
     }
     position_.assign(position_.size(), p_.position + step);
-    sample({k, p_.V, p_.draw, rows, temperature_.data(), cutoff, seed_.data(), position_.data(), lane_.data(),
+    sample({k, p_.model.V, p_.draw, rows, temperature_.data(), cutoff, seed_.data(), position_.data(), lane_.data(),
             kPurposeDraft, p_.drawn + step * p_.R, probability_.data(), p_.confidence + step * p_.R, entropy_.data()});
   }
 
@@ -120,7 +109,6 @@ class Drafting {
   std::vector<int32_t> slots_, positions_, lane_, top_k_;
   std::vector<uint32_t> bits_;
   std::vector<float> temperature_, top_p_, min_p_, probability_, entropy_;
-  std::vector<char> residual_, normed_;
   std::vector<bool> alive_;
   int32_t visible_prefix_ = 0;
   int64_t words_ = 0;

@@ -2,12 +2,14 @@
 //
 //   out[r, n] = bias[n] + sum_k x[r, k] * weight[n, k]
 //
-// Layout: weight packed in panels of 16 outputs, [panels, K, 16], so that one step over k is whole vector loads;
-//         float32, or bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same
-//         result.
-// Work:   a task is four panels; rows in blocks of up to 12 (6 with vectors of 8), whose sums stay in registers while
-//         the panels stream by once.
-// Bound:  bytes of the weight while rows are few (8 rows cost two to three times what 1 does), multiply-adds beyond.
+// Layout: weight packed in panels of 64 outputs, [panels, K, 64], so that a panel is one stream of bytes; float32, or
+//         bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same result. Of
+//         32 outputs, number j and number 16 + j are neighbours: as the halves of a word, two bfloat16 become two
+//         floats by a shift and a mask, which is what few rows cost beside the multiply-adds.
+// Work:   a task is two panels; rows in blocks of up to 12 (6 with narrower vectors), whose sums stay in registers
+// while
+//         a panel streams by once or twice.
+// Bound:  multiply-adds where the weights are in a cache near enough, their bytes where they come from memory.
 // Order:  every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's
 //         result is bit for bit the same alone and within a batch, which is what makes greedy verification exact.
 #include <algorithm>
@@ -22,19 +24,33 @@
 namespace specbranch::cpu {
 namespace {
 
-constexpr int kPanel = 16, kTask = 4;
+constexpr int kPanel = 64, kHalf = 16, kTask = 2;
 
+// A unit is the widest run of words of one vector: `kFloats` outputs and those 16 further on.
 template <int kFloats>
-SB_INLINE typename Vectors<kFloats>::Float load_weights(const float* source) {
-  return *reinterpret_cast<const typename Vectors<kFloats>::Float*>(source);
+constexpr int kUnits = kPanel / (2 * kFloats);
+
+// Where a unit's first word is among the outputs of a panel.
+template <int kFloats>
+constexpr int64_t first_output(int64_t unit) {
+  return unit * kFloats / kHalf * 2 * kHalf + unit * kFloats % kHalf;
+}
+
+// The weights of a unit for one k: of both halves.
+template <int kFloats>
+SB_INLINE void load_unit(const float* panel, int64_t unit, typename Vectors<kFloats>::Float* weights) {
+  using V = typename Vectors<kFloats>::Float;
+  const float* source = panel + first_output<kFloats>(unit);
+  weights[0] = *reinterpret_cast<const V*>(source);
+  weights[1] = *reinterpret_cast<const V*>(source + kHalf);
 }
 
 template <int kFloats>
-SB_INLINE typename Vectors<kFloats>::Float load_weights(const BFloat16* source) {
+SB_INLINE void load_unit(const BFloat16* panel, int64_t unit, typename Vectors<kFloats>::Float* weights) {
   using V = Vectors<kFloats>;
-  const auto half = *reinterpret_cast<const typename V::Half*>(source);
-  const typename V::Bits bits = __builtin_convertvector(half, typename V::Bits) << 16;
-  return (typename V::Float)bits;  // a vector cast keeps the bits
+  const auto words = *reinterpret_cast<const typename V::Words*>(panel + 2 * kFloats * unit);
+  weights[0] = (typename V::Float)(typename V::Bits)(words << 16);  // a vector cast keeps the bits
+  weights[1] = (typename V::Float)(typename V::Bits)(words & 0xFFFF0000u);
 }
 
 // Sums of one row from column `first` on, with bias, in the output's type; the last columns may not exist.
@@ -46,42 +62,55 @@ SB_INLINE void store(const LinearParams& p, const typename Vectors<kFloats>::Flo
   for (int64_t i = 0; i < count; ++i) from_float(bias == nullptr ? sums[i] : sums[i] + to_float(bias[i]), out + i);
 }
 
-// kRows rows times kPanels panels.
-template <int kFloats, typename T, typename W, int kRows, int kPanels>
-SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t row, int64_t panel) {
+// kRows rows times kCount units of each of kPanels panels, from `unit` of `panel` on.
+template <int kFloats, typename T, typename W, int kRows, int kCount, int kPanels>
+SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t unit) {
   using V = typename Vectors<kFloats>::Float;
-  constexpr int kParts = kPanel / kFloats, kVectors = kPanels * kParts;
   const W* weight = static_cast<const W*>(p.weight) + panel * p.K * kPanel;
-  V sums[kRows][kVectors] = {};
+  V sums[kRows][kPanels * kCount][2] = {};
   for (int64_t k = 0; k < p.K; ++k) {
-    V weights[kVectors];
-    for (int j = 0; j < kVectors; ++j) {
-      weights[j] = load_weights<kFloats>(weight + (j / kParts * p.K + k) * kPanel + j % kParts * kFloats);
+    V weights[kPanels * kCount][2];
+    for (int j = 0; j < kPanels * kCount; ++j) {
+      load_unit<kFloats>(weight + (j / kCount * p.K + k) * kPanel, unit + j % kCount, weights[j]);
     }
     for (int r = 0; r < kRows; ++r) {
       const float value = x[(row + r) * p.K + k];
-      for (int j = 0; j < kVectors; ++j) sums[r][j] += value * weights[j];
+      for (int j = 0; j < kPanels * kCount; ++j) {
+        sums[r][j][0] += value * weights[j][0];
+        sums[r][j][1] += value * weights[j][1];
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int j = 0; j < kVectors; ++j) store<kFloats, T>(p, sums[r][j], row + r, panel * kPanel + j * kFloats);
+    for (int j = 0; j < kPanels * kCount; ++j) {
+      const int64_t first = (panel + j / kCount) * kPanel + first_output<kFloats>(unit + j % kCount);
+      store<kFloats, T>(p, sums[r][j][0], row + r, first);
+      store<kFloats, T>(p, sums[r][j][1], row + r, first + kHalf);
+    }
   }
 }
 
-// How many panels a block of `rows` rows has, for its sums and weights to stay in registers; a single row keeps no
-// weights.
+// How many units of a panel `rows` rows take at once, for their sums and the weights to stay in registers.
 template <int kFloats>
-constexpr int block_panels(int rows) {
-  if (rows == 1) return kFloats >= 8 ? 4 : 2;
-  int panels = kTask;
-  while (panels > 1 && (rows + 1) * panels * (kPanel / kFloats) >= Vectors<kFloats>::kRegisters) panels /= 2;
-  return panels;
+constexpr int block_units(int rows) {
+  int units = kUnits<kFloats>;
+  while (units > 1 && (rows + 1) * units * 2 >= Vectors<kFloats>::kRegisters) units /= 2;
+  return units;
 }
 
-template <int kFloats, typename T, typename W, int kRows, int kPanels = block_panels<kFloats>(kRows)>
+template <int kFloats, typename T, typename W, int kRows>
 SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t last) {
-  for (; panel + kPanels <= last; panel += kPanels) multiply_block<kFloats, T, W, kRows, kPanels>(p, x, row, panel);
-  if constexpr (kPanels > 1) multiply_rows<kFloats, T, W, kRows, kPanels / 2>(p, x, row, panel, last);
+  constexpr int kCount = block_units<kFloats>(kRows);
+  // One row has few sums: two panels at once hide the latency of its multiply-adds.
+  constexpr int kPanels = kRows == 1 && kFloats == 16 ? 2 : 1;
+  if constexpr (kPanels == 2) {
+    for (; panel + 2 <= last; panel += 2) multiply_block<kFloats, T, W, kRows, kCount, 2>(p, x, row, panel, 0);
+  }
+  for (; panel < last; ++panel) {
+    for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
+      multiply_block<kFloats, T, W, kRows, kCount, 1>(p, x, row, panel, unit);
+    }
+  }
 }
 
 // `count` rows, kRows at most.
@@ -95,7 +124,7 @@ SB_INLINE void multiply_some(const LinearParams& p, const float* x, int64_t row,
 // All rows, in parts of equal size.
 template <int kFloats, typename T, typename W>
 SB_INLINE void multiply(const LinearParams& p, const float* x, int64_t first, int64_t last) {
-  constexpr int kMost = kFloats == 16 ? 12 : kFloats == 8 ? 6 : 3;
+  constexpr int kMost = kFloats == 16 ? 12 : 6;
   int64_t row = 0;
   for (int64_t parts = (p.rows + kMost - 1) / kMost; parts > 0; --parts) {
     const int64_t count = (p.rows - row + parts - 1) / parts;

@@ -3,8 +3,11 @@
 //   out = gate / (1 + exp(-gate)) * up
 //
 // Layout: gate_up [rows, 2F] contiguous, F of gate then F of up; out [rows, F].
-// Work:   element-wise, one read and one write; bound by memory bytes; rows spread over threads when there are many.
+// Work:   element-wise, one read and one write; bound by exp while the rows are in a cache, else by memory bytes; a
+// task
+//         is up to 512 elements of a row.
 // exp is taken of -|gate| only, so that nothing overflows: sigmoid(x) = e / (1 + e) for x < 0, with e = exp(x).
+#include <algorithm>
 #include <cmath>
 
 #include "common/element.h"
@@ -22,23 +25,36 @@ SB_INLINE float silu(float x) {
   return x * (x < 0 ? e : 1.0f) / (1.0f + e);
 }
 
+constexpr int64_t kPart = 512;
+
 template <typename T>
-SB_INLINE void gate_row(const SiluMulParams& p, int64_t row) {
+SB_INLINE void gate_part(const SiluMulParams& p, int64_t row, int64_t first) {
   const T* gate = static_cast<const T*>(p.gate_up) + row * 2 * p.F;
   const T* up = gate + p.F;
   T* __restrict__ out = static_cast<T*>(p.out) + row * p.F;
-  for (int64_t i = 0; i < p.F; ++i) from_float(silu(to_float(gate[i])) * to_float(up[i]), out + i);
+  const int64_t last = std::min(p.F, first + kPart);
+  for (int64_t i = first; i < last; ++i) from_float(silu(to_float(gate[i])) * to_float(up[i]), out + i);
 }
 
-SB_TARGET_CLONES void row_float32(const SiluMulParams& p, int64_t row) { gate_row<float>(p, row); }
-SB_TARGET_CLONES void row_bfloat16(const SiluMulParams& p, int64_t row) { gate_row<BFloat16>(p, row); }
-SB_TARGET_CLONES void row_float16(const SiluMulParams& p, int64_t row) { gate_row<Float16>(p, row); }
+SB_TARGET_CLONES void part_float32(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<float>(p, row, first);
+}
+SB_TARGET_CLONES void part_bfloat16(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<BFloat16>(p, row, first);
+}
+SB_TARGET_CLONES void part_float16(const SiluMulParams& p, int64_t row, int64_t first) {
+  gate_part<Float16>(p, row, first);
+}
 
 }  // namespace
 
 void silu_mul(const SiluMulParams& p) {
-  const auto row = p.dtype == DType::kFloat32 ? row_float32 : p.dtype == DType::kBFloat16 ? row_bfloat16 : row_float16;
-  parallel_for(p.rows, static_cast<double>(p.rows * p.F) * 1e-3, [&](int64_t i) { row(p, i); });
+  const auto part = p.dtype == DType::kFloat32    ? part_float32
+                    : p.dtype == DType::kBFloat16 ? part_bfloat16
+                                                  : part_float16;
+  const int64_t parts = (p.F + kPart - 1) / kPart;
+  parallel_for(p.rows * parts, static_cast<double>(p.rows * p.F) * 1e-3,
+               [&](int64_t i) { part(p, i / parts, i % parts * kPart); });
 }
 
 }  // namespace specbranch::cpu

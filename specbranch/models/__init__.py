@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from .llama import LlamaModel
-from .loader import load_model
+from .loader import load_model, model_from_tensors
 from .protocol import CausalLM, DecoderState, ForwardOutput
 
-__all__ = ["CausalLM", "DecoderState", "ForwardOutput", "LlamaModel", "load_model"]
+__all__ = [
+    "CausalLM",
+    "DecoderState",
+    "ForwardOutput",
+    "LlamaModel",
+    "load_model",
+    "model_from_tensors",
+]

@@ -151,7 +151,9 @@ class _Step:
     """
 
     def __init__(self, model: LlamaModel, count: int, words: int) -> None:
-        self.normed = model.embedding.new_empty(count, model.config.hidden_size)
+        # A forward fills the logits, or the final norm's output, which the head then reads.
+        width = model.config.hidden_size if model.drafter is None else model.vocab_size
+        self.out = model.embedding.new_empty(count, width)
         self._host = torch.empty(2 * count + 1 + count * words, dtype=torch.int32)
         self._device = self._host.to(model.device)
         self.positions = self._device[:count].view(1, count)
@@ -220,7 +222,7 @@ class LlamaState:
                 step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
                 step.prefix_view[0] = start
                 step.upload()
-                self._decode(chunk, step, 0)
+                self._decode(chunk, step)
                 self.cache.length += count
 
     def forward(
@@ -246,8 +248,7 @@ class LlamaState:
         try:
             step = self._place(first, count)
             with torch.inference_mode():
-                normed, hidden = self._decode(tokens, step, hidden_layers)
-                return ForwardOutput(self.model.head(normed), hidden)
+                return self._logits(tokens, step, hidden_layers)
         except Exception:
             self.tree.truncate(first)
             raise
@@ -330,28 +331,38 @@ class LlamaState:
         # Where all pending nodes are one chain, those before the new ones are as good as prefix.
         causal = self.tree.is_chain
         step = self._step(count, 0 if causal else (len(self.tree) + 31) // 32)
+        start = self.length + first
+        step.slots_view[:] = np.arange(start, start + count)
         step.positions_view[:] = depths[first:]
         step.positions_view += self.length
-        start = self.length + first
-        step.slots_view[:] = range(start, start + count)
         step.prefix_view[0] = start if causal else self.length
         if step.bits_view is not None:
             step.bits_view[:] = self.tree.bits(first)
         step.upload()
         return step
 
+    def _hidden(self, count: int, hidden_layers: int) -> torch.Tensor | None:
+        """Room for what is asked for, ``[N, K, d]``."""
+        if not hidden_layers:
+            return None
+        width = self.model.config.hidden_size
+        return self.model.embedding.new_empty(count, hidden_layers, width)
+
+    def _logits(self, tokens: torch.Tensor, step: _Step, hidden_layers: int) -> ForwardOutput:
+        hidden = self._hidden(len(tokens), hidden_layers)
+        normed = self._decode(tokens, step, hidden)
+        return ForwardOutput(self.model.head(normed), hidden)
+
     def _decode(
-        self, tokens: torch.Tensor, step: _Step, hidden_layers: int
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All layers: final norm's output ``[N, d]``, and the last layers' ``[N, K, d]``."""
+        self, tokens: torch.Tensor, step: _Step, hidden: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """All layers: final norm's output ``[N, d]``; fills ``hidden``."""
         model = self.model
         try:
             residual = F.embedding(tokens.to(model.device), model.embedding)
         except IndexError as error:
             raise ValueError(self._bad_ids(tokens)) from error
-        hidden = None
-        if hidden_layers:
-            hidden = residual.new_empty(len(tokens), hidden_layers, residual.shape[1])
+        normed = torch.empty_like(residual) if model.drafter is not None else step.out
         model.decoder.forward(
             residual,
             self.cache.data,
@@ -359,14 +370,34 @@ class LlamaState:
             step.slots,
             step.prefix,
             step.bits,
-            out=step.normed,
+            out=normed,
             hidden=hidden,
         )
-        return step.normed, hidden
+        return normed
 
 
 class NativeLlamaState(LlamaState):
-    """A state whose model can take several steps in one native call (on a CPU)."""
+    """A state whose model goes from tokens to logits in one native call (on a CPU)."""
+
+    def _logits(self, tokens: torch.Tensor, step: _Step, hidden_layers: int) -> ForwardOutput:
+        drafter, hidden = self.model.drafter, self._hidden(len(tokens), hidden_layers)
+        assert drafter is not None, "new_state chooses this class for models that have one"
+        ids = tokens if tokens.dtype == torch.int64 else tokens.long()
+        try:
+            drafter.forward(
+                self.cache.data,
+                ids,
+                step.positions,
+                step.slots,
+                step.prefix,
+                step.bits,
+                out=step.out,
+                hidden=hidden,
+            )
+        except ValueError:
+            self._check_ids(tokens)
+            raise
+        return ForwardOutput(step.out, hidden)
 
     def draft_steps(
         self,

@@ -1,8 +1,11 @@
-"""Checkpoint directories in Hugging Face format: config.json, safetensors, sharded or not."""
+"""Checkpoint directories in Hugging Face format: config.json, safetensors, sharded or not.
+
+``model_from_tensors`` is the same without files, for weights that are made rather than read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +22,6 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-Fetch = Callable[..., torch.Tensor]
 
 
 def load_model(
@@ -48,10 +50,32 @@ def load_model(
     where = resolve_device(device)
     config = read_config(folder)
     wanted = _resolve_dtype(dtype, config, where)
-    tensors = _Tensors(folder, wanted, where)
-    model = _build(config, tensors, backend)
-    tensors.check_all_used(config)
-    return model
+    return _build(config, _Folder(folder, wanted, where), backend)
+
+
+def model_from_tensors(
+    config: LlamaConfig,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "cpu",
+    backend: ops.Backend | None = None,
+) -> LlamaModel:
+    """A model over ``tensors``, named and shaped as a Hugging Face checkpoint's would be.
+
+    Each tensor is asked for once, when its layer is built: a mapping that makes its values when
+    they are asked for needs no room for a second copy of the model.
+
+    Args:
+        config: sizes and constants.
+        tensors: all weights.
+        dtype, device, backend: as for ``load_model``.
+
+    Raises:
+        ValueError: naming the tensor or argument, what it was, and what it must be.
+    """
+    where = resolve_device(device)
+    return _build(config, _Given(tensors, _resolve_dtype(dtype, config, where), where), backend)
 
 
 def _resolve_dtype(
@@ -67,12 +91,74 @@ def _resolve_dtype(
 
 
 class _Tensors:
-    """The tensors of a checkpoint, read on demand; remembers which were asked for."""
+    """Tensors by name, fetched on demand; remembers which were asked for."""
+
+    def __init__(self, origin: object, dtype: torch.dtype, device: torch.device) -> None:
+        self.origin, self.dtype, self.device = origin, dtype, device
+        self._used: set[str] = set()
+
+    def names(self) -> Iterable[str]:
+        """Of all tensors there are."""
+        raise NotImplementedError
+
+    def fetch(self, name: str) -> torch.Tensor:
+        """The tensor as it is kept."""
+        raise NotImplementedError
+
+    def __call__(self, name: str, *shape: int) -> torch.Tensor:
+        """Tensor ``name`` in the wanted dtype; its shape must be ``shape``."""
+        if name not in self.names():
+            raise ValueError(f"{self.origin}: tensor {name} is missing; it must be {list(shape)}")
+        self._used.add(name)
+        tensor = self.fetch(name)
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"{self.origin}: tensor {name} was {list(tensor.shape)}; it must be {list(shape)}"
+            )
+        if tensor.dtype not in DTYPES.values():
+            raise ValueError(f"{self.origin}: tensor {name} was {tensor.dtype}; it must be a float")
+        return tensor.to(self.device, self.dtype).contiguous()
+
+    def check_all_used(self, config: LlamaConfig) -> None:
+        """Refuse tensors that the architecture has no place for."""
+        ignored = {"lm_head.weight"} if config.tied else set()
+        left = [
+            name
+            for name in sorted(set(self.names()) - self._used - ignored)
+            if not name.endswith("rotary_emb.inv_freq")
+        ]
+        if left:
+            raise ValueError(
+                f"{self.origin}: {len(left)} tensors are not part of {config.family}, "
+                f"the first is {left[0]}"
+            )
+
+
+class _Given(_Tensors):
+    """The tensors of a mapping."""
+
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__("tensors", dtype, device)
+        self._tensors, self._names = tensors, frozenset(tensors)
+
+    def names(self) -> Iterable[str]:
+        """The keys."""
+        return self._names
+
+    def fetch(self, name: str) -> torch.Tensor:
+        """The value."""
+        return self._tensors[name]
+
+
+class _Folder(_Tensors):
+    """The tensors of a checkpoint directory."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.folder, self.dtype, self.device = folder, dtype, device
+        super().__init__(folder, dtype, device)
+        self.folder = folder
         self._file_of = self._index()
-        self._used: set[str] = set()
 
     def _index(self) -> dict[str, Path]:
         index, single = (
@@ -106,40 +192,18 @@ class _Tensors:
         except (SafetensorError, OSError) as error:
             raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+    def names(self) -> Iterable[str]:
+        """All that the file or the index names."""
+        return self._file_of.keys()
 
-    def __call__(self, name: str, *shape: int) -> torch.Tensor:
-        """Tensor ``name`` in the wanted dtype; its shape must be ``shape``."""
-        if name not in self._file_of:
-            raise ValueError(f"{self.folder}: tensor {name} is missing; it must be {list(shape)}")
-        self._used.add(name)
+    def fetch(self, name: str) -> torch.Tensor:
+        """Read it from its file."""
         with self._open(self._file_of[name]) as file:
             try:
                 tensor: torch.Tensor = file.get_tensor(name)
             except SafetensorError as error:
                 raise ValueError(f"{self._file_of[name]} has no tensor {name}: {error}") from error
-        if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{self.folder}: tensor {name} was {list(tensor.shape)}; it must be {list(shape)}"
-            )
-        if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"{self.folder}: tensor {name} was {tensor.dtype}; it must be a float")
-        return tensor.to(self.device, self.dtype).contiguous()
-
-    def check_all_used(self, config: LlamaConfig) -> None:
-        """Refuse tensors that the architecture has no place for."""
-        ignored = {"lm_head.weight"} if config.tied else set()
-        left = [
-            name
-            for name in sorted(set(self._file_of) - self._used - ignored)
-            if not name.endswith("rotary_emb.inv_freq")
-        ]
-        if left:
-            raise ValueError(
-                f"{self.folder}: {len(left)} tensors are not part of {config.family}, "
-                f"the first is {left[0]}"
-            )
+        return tensor
 
 
 def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> LlamaModel:
@@ -153,6 +217,7 @@ def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> L
     head = embedding
     if not config.tied:
         head = get("lm_head.weight", config.vocab_size, config.hidden_size)
+    get.check_all_used(config)
     return LlamaModel(config, embedding, layers, norm, linear(head), backend)
 
 

@@ -73,9 +73,9 @@ __all__ = [
 
 @contextmanager
 def limit_threads(count: int) -> Iterator[None]:
-    """Inside, CPU ops called from this very thread use at most ``count`` threads; 0: all.
+    """Inside, CPU ops called from this very thread use at most ``count`` threads; 0: all cores.
 
-    Torch's own setting is not touched: it is the whole process's, and changing it is slow.
+    Torch's own setting is another: it is the whole process's, and the ops do not look at it.
     """
     if not isinstance(count, int) or count < 0:
         raise ValueError(f"count was {count!r}, must be an integer >= 0")

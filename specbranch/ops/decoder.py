@@ -109,7 +109,7 @@ class Decoder:
 
 
 class Drafter:
-    """A `Decoder` with its embedding and head, which can take several steps in one call.
+    """A `Decoder` with its embedding and head: a forward, or several drafting steps, in one call.
 
     Bit for bit what `Decoder.forward`, `linear`, `logit_cutoff` and `sample` give step by step.
 
@@ -128,6 +128,29 @@ class Drafter:
         head_bias: TensorLike | None = None,
     ) -> None:
         self._native = _C.Drafter(decoder._native, embedding, head, head_bias, decoder._scale)
+
+    def forward(
+        self,
+        cache: TensorLike,
+        tokens: TensorLike,
+        positions: TensorLike,
+        slots: TensorLike,
+        prefix_length: TensorLike,
+        ancestor_bits: TensorLike | None,
+        *,
+        out: TensorLike,
+        hidden: TensorLike | None = None,
+    ) -> None:
+        """Fill ``out [N, V]`` with the logits of ``tokens [N]`` int64.
+
+        The other arguments as for `Decoder.forward`.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; nothing has been written then.
+        """
+        self._native.forward(
+            cache, tokens, positions, slots, prefix_length, ancestor_bits, hidden, out
+        )
 
     def draft(
         self,

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from specbranch import _C
 from specbranch.ops._common import Backend, TensorLike, new_like, shape_of
 
+PANEL = 64  # outputs of a packed weight that lie together
+
 
 def rope_kv_write(
     qkv: TensorLike,
@@ -135,8 +137,9 @@ def silu_mul(
 
 
 def pack_weight(weight: torch.Tensor) -> torch.Tensor:
-    """A weight ``[N, K]`` as `linear` wants it: panels of 16 outputs, ``[ceil(N / 16), K, 16]``.
+    """A weight ``[N, K]`` as `linear` wants it: panels of 64 outputs, ``[ceil(N / 64), K, 64]``.
 
+    Within a panel of bfloat16, outputs j and 16 + j of each 32 are neighbours: halves of one word.
     Kept as bfloat16 where every weight is exactly a bfloat16 number, as those of a checkpoint
     stored so are: half the bytes, bit for bit the same products. Otherwise float32.
 
@@ -152,8 +155,12 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     narrow = weight.to(torch.bfloat16)
     exact = weight.dtype == torch.bfloat16 or torch.equal(narrow.to(weight.dtype), weight)
     kept = narrow if exact else weight.to(torch.float32)
-    padded = F.pad(kept, (0, 0, 0, -len(weight) % 16))
-    return padded.view(-1, 16, weight.shape[1]).transpose(1, 2).contiguous()
+    padded = F.pad(kept, (0, 0, 0, -len(weight) % PANEL)).view(-1, PANEL, weight.shape[1])
+    panels = padded.transpose(1, 2)
+    if exact:
+        shape = (len(panels), weight.shape[1], -1, 2, 16)
+        panels = panels.reshape(shape).transpose(3, 4).flatten(2)
+    return panels.contiguous()
 
 
 def linear(
@@ -171,7 +178,7 @@ def linear(
 
     Args:
         x: ``[rows, K]`` float32, bfloat16 or float16.
-        weight: ``[ceil(N / 16), K, 16]`` float32 or bfloat16.
+        weight: ``[ceil(N / 64), K, 64]`` float32 or bfloat16.
         num_outputs: N.
         bias: ``[N]`` of x's dtype.
         out: ``[rows, N]`` to be filled.

@@ -38,11 +38,14 @@ class DeviceRounds:
         while self._launched - self._read < self.runner.ahead:
             self.runner.launch()
             self._launched += 1
-        session.stats.host_seconds += time.perf_counter() - started
+        waiting = time.perf_counter()
         row = self.runner.report(self._read)
-        before, self._target_seconds = self._target_seconds, self.runner.target_seconds()
-        session.stats.target_seconds += self._target_seconds - before
-        return self._report(session, row)
+        waited = time.perf_counter() - waiting
+        self._read += 1
+        committed = self._committed(session, row)
+        self._count_target_seconds(session)
+        session.stats.host_seconds += time.perf_counter() - started - waited
+        return committed
 
     def _start(self, session: Session) -> None:
         tokens = session.tokens
@@ -51,8 +54,12 @@ class DeviceRounds:
             session.draft.prefill(torch.tensor(missing, dtype=torch.int64))
         self.runner.begin(tokens, session.params)
 
-    def _report(self, session: Session, row: list[int]) -> Committed:
-        self._read += 1
+    def _count_target_seconds(self, session: Session) -> None:
+        before, self._target_seconds = self._target_seconds, self.runner.target_seconds()
+        session.stats.target_seconds += self._target_seconds - before
+
+    def _committed(self, session: Session, row: list[int]) -> Committed:
+        """What a round's report adds to the request."""
         accepted, verified, survivor, token, kept, branches = row[:REPORT_HEAD]
         if accepted < 0:
             raise ValueError(

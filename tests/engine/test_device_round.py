@@ -6,6 +6,7 @@ is exact, in sampling too. Only the end may differ: there the host drafts shorte
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_checkpoint import save_checkpoint
 
 from specbranch import Engine, SamplingParams, load_model
 from specbranch.models.llama import LlamaModel
+from specbranch.rounds import EagerRunner
 from specbranch.testing.table_model import TableModel
 
 NEW = 48
@@ -115,6 +117,22 @@ def test_room_to_the_last_token(models) -> None:
     for policy in ("ar", "sps", "specbranch"):
         host, device = (engine(models, rounds, policy, gamma=8) for rounds in ("host", "device"))
         assert device.generate(prompt, params).tokens == host.generate(prompt, params).tokens
+
+
+def test_waiting_is_no_cost_of_the_host(models, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompt, pause = list(range(8)), 0.02
+    params = SamplingParams(max_new_tokens=8, temperature=0.0, ignore_eos=True)
+    waitless = EagerRunner.report
+
+    def report(runner: EagerRunner, number: int) -> list[int]:
+        time.sleep(pause)
+        return waitless(runner, number)
+
+    monkeypatch.setattr(EagerRunner, "report", report)
+    stats = engine(models, "device", "ar").generate(prompt, params).stats
+    assert stats.rounds == 8
+    assert 0 < stats.host_seconds <= stats.seconds - stats.rounds * pause
+    assert engine(models, "host", "ar").generate(prompt, params).stats.host_seconds == 0
 
 
 def test_nan_is_reported(models) -> None:

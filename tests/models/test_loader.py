@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from models.checkpoints import build, save
 from safetensors.torch import load_file, save_file
 
 from specbranch import devices, load_model
+from specbranch.models import model_from_tensors
+from specbranch.models.config import read_config
 
 
 @pytest.fixture(scope="module")
@@ -245,3 +248,49 @@ def test_end_tokens(checkpoint: Path) -> None:
         assert load_model(checkpoint).eos_token_ids == expected
     generation.write_text('{"eos_token_id": [7]}')
     assert load_model(checkpoint).eos_token_ids == (7,)
+
+
+class Made(Mapping[str, torch.Tensor]):
+    """Tensors that are made when they are asked for; counts how often each was."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        self.asked: Counter[str] = Counter()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self.asked[name] += 1
+        return self.tensors[name].clone()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+
+def test_model_from_tensors_is_the_model_of_the_files(saved: Path) -> None:
+    made = Made(load_file(saved / "model.safetensors"))
+    model = model_from_tensors(read_config(saved), made)
+    tokens = torch.arange(20)
+    logits = [each.new_state(20, 20).forward(tokens).logits for each in (model, load_model(saved))]
+    assert torch.equal(*logits)
+    assert set(made.asked) == set(made.tensors) and set(made.asked.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tensors: tensors.pop(TENSOR), [TENSOR, "missing"]),
+        (lambda tensors: tensors.update({TENSOR: torch.zeros(48, 81)}), [TENSOR, "[48, 81]"]),
+        (lambda tensors: tensors.update(other=torch.zeros(1)), ["other", "not part of"]),
+    ],
+    ids=["missing", "wrong shape", "left over"],
+)
+def test_model_from_wrong_tensors(
+    saved: Path, change: Callable[[dict[str, torch.Tensor]], None], named: list[str]
+) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    change(tensors)
+    with pytest.raises(ValueError) as caught:
+        model_from_tensors(read_config(saved), tensors)
+    assert all(part in str(caught.value) for part in named)

@@ -77,12 +77,10 @@ def test_verifying_many_equals_decoding_one_by_one(name: str) -> None:
 def test_threads_do_not_change_the_result() -> None:
     torch.manual_seed(3)
     packed, x = ops.pack_weight(torch.randn(4096, 700)), torch.randn(9, 700)
-    before = torch.get_num_threads()
     outputs = []
     for count in (1, 2):
-        torch.set_num_threads(count)
-        outputs.append(ops.linear(x, packed, 4096))
-    torch.set_num_threads(before)
+        with ops.limit_threads(count):
+            outputs.append(ops.linear(x, packed, 4096))
     assert torch.equal(*outputs)
 
 
@@ -98,7 +96,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="weight had shape"):
         ops.linear(torch.ones(2, 4), packed, 20)
     with pytest.raises(ValueError, match="weight had shape"):
-        ops.linear(torch.ones(2, 3), packed, 40)
+        ops.linear(torch.ones(2, 3), packed, 65)
     with pytest.raises(ValueError, match="bias had shape"):
         ops.linear(torch.ones(2, 3), packed, 20, bias=torch.ones(3))
     with pytest.raises(TypeError, match="bias had dtype float64"):

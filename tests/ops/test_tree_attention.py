@@ -302,13 +302,10 @@ def test_bad_workspace_and_too_wide_heads() -> None:
 
 def test_threads_give_the_same_bits() -> None:
     q, layer, prefix, _ = make(Case(2, 40, 8, 4, 64, (700, 300)), Kind("torch", "float32"))
-    threads = torch.get_num_threads()
-    many = ops.tree_attention(q, layer, prefix, None)
-    torch.set_num_threads(1)
-    try:
-        assert torch.equal(ops.tree_attention(q, layer, prefix, None), many)
-    finally:
-        torch.set_num_threads(threads)
+    with ops.limit_threads(1):
+        alone = ops.tree_attention(q, layer, prefix, None)
+    with ops.limit_threads(3):
+        assert torch.equal(ops.tree_attention(q, layer, prefix, None), alone)
 
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [

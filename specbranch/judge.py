@@ -1,0 +1,91 @@
+"""Hands a chain, its branches and the target's logits to ``ops.verify``; no allocation a round."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from . import ops
+from .drafting import Sampler
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .session import Chain, Settings
+
+Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class Judge:
+    """What ``ops.verify`` reads and writes for one request; batch 1.
+
+    The numbers are written on the host, all into one array, and go to the device in one copy.
+
+    Args:
+        params, settings: of the request.
+        device: of the target's logits.
+    """
+
+    def __init__(self, params: SamplingParams, settings: Settings, device: torch.device) -> None:
+        self._gamma, self._draw, self._where = settings.gamma, settings.draw, device
+        self._sampler = Sampler(params, settings.draw, settings.gamma + 1, device)
+        self._host = torch.zeros(settings.gamma + settings.k_max + 2, dtype=torch.int32)
+        self._device = self._host.to(device)
+        # Writing and reading through NumPy costs a tenth of a torch operation.
+        self._view = self._host.numpy()
+        self._parts: dict[tuple[int, int], Numbers] = {}
+        self._verdict = torch.empty(3, dtype=torch.int32, device=device)
+        self._out = tuple(self._verdict.view(3, 1))
+
+    def judge(
+        self, target_logits: torch.Tensor, chain: Chain, candidates: Sequence[int], position: int
+    ) -> tuple[int, int, int]:
+        """Accepted count, next token and surviving branch.
+
+        ``target_logits [m + 1, V]``; ``position`` is that of the chain's first token.
+        """
+        sampler = self._sampler
+        sampler.place(position)
+        target_cutoff = sampler.cut(target_logits)
+        tokens, length, branches, num_branches = self._numbers(chain.tokens, candidates)
+        temperature, seed, at = sampler.row
+        ops.verify(
+            target_logits.unsqueeze(0),
+            self._of_chain(chain.logits),
+            tokens,
+            length,
+            branches,
+            num_branches,
+            temperature,
+            seed,
+            at,
+            target_cutoff=None if target_cutoff is None else target_cutoff.unsqueeze(0),
+            draft_cutoff=self._of_chain(chain.cutoff),
+            draw=self._draw,
+            out=self._out,
+        )
+        accepted, token, survivor = self._verdict.tolist()
+        return accepted, token, survivor
+
+    def _of_chain(self, rows: torch.Tensor | None) -> torch.Tensor | None:
+        return None if rows is None else rows.to(self._where).unsqueeze(0)
+
+    def _numbers(self, chain: Sequence[int], candidates: Sequence[int]) -> Numbers:
+        """Chain ``[1, m]``, its length ``[1]``, candidates ``[1, k]``, their number ``[1]``."""
+        num_chain, num_branches, middle = len(chain), len(candidates), self._gamma + 1
+        view = self._view
+        view[0], view[1 : 1 + num_chain] = num_chain, chain
+        view[middle], view[middle + 1 : middle + 1 + num_branches] = num_branches, candidates
+        if self._device is not self._host:
+            self._device.copy_(self._host)
+        parts = self._parts.get((num_chain, num_branches))
+        if parts is None:
+            numbers = self._device
+            parts = self._parts[num_chain, num_branches] = (
+                numbers[1 : 1 + num_chain].view(1, -1),
+                numbers[:1],
+                numbers[middle + 1 : middle + 1 + num_branches].view(1, -1),
+                numbers[middle : middle + 1],
+            )
+        return parts
