@@ -82,8 +82,19 @@ void advance(const py::tuple& verdict, const py::tuple& drafted, float epsilon, 
   backend.run(1.0, p, SB_BACKENDS(advance));
 }
 
+void stopwatch(py::handle times_, bool start, py::handle backend_, py::handle stream_) {
+  TensorArg times("times", times_, kInt64, "[2]", kWritable | kAnyDevice);
+  times.sizes({2});
+  const Backend backend(backend_, stream_, {&times});
+  const StopwatchParams p{times.data<int64_t>(), start};
+  backend.run(0.1, p, SB_BACKENDS(stopwatch));
+}
+
 }  // namespace
 
-void register_round_ops(py::module_& m) { m.def("advance", &advance); }
+void register_round_ops(py::module_& m) {
+  m.def("advance", &advance);
+  m.def("stopwatch", &stopwatch);
+}
 
 }  // namespace specbranch

@@ -291,6 +291,12 @@ struct AdvanceParams {
                                   // branches, chain as it was verified; row round % R
 };
 
+// How long stretches of work on a stream take together; see stopwatch/stopwatch.cuh.
+struct StopwatchParams {
+  int64_t* times;  // in/out [2] nanoseconds: the sum of all stretches; when the present one began
+  bool start;      // a stretch begins, else it ends
+};
+
 // Several steps of a decoder in one call, each drawing the tokens that the next one reads. Step 0 runs `inputs` tokens and
 // draws from the last `branches` of them; every later step runs one token a branch.
 // branches = 1: the tokens are a chain behind the prefix. branches > 1 (inputs = branches): each is a branch of its own
@@ -333,6 +339,7 @@ void decoder(const DecoderParams&);
 void forward(const ForwardParams&);
 void draft(const DraftParams&);
 void advance(const AdvanceParams&);
+void stopwatch(const StopwatchParams&);
 }  // namespace cpu
 
 // The CUDA kernels, compiled by nvcc (cuda) and, the same source, by g++ against simt/simt.h (simt).
@@ -340,6 +347,7 @@ namespace cuda {
 void branch_topk(const BranchTopkParams&, void* stream);
 void logit_cutoff(const LogitCutoffParams&, void* stream);
 void advance(const AdvanceParams&, void* stream);
+void stopwatch(const StopwatchParams&, void* stream);
 void add_rms_norm(const AddRmsNormParams&, void* stream);
 void silu_mul(const SiluMulParams&, void* stream);
 void kv_commit(const KvCommitParams&, void* stream);
@@ -357,6 +365,7 @@ enum class Order : int32_t { kForward, kReverse, kRandom };
 void branch_topk(const BranchTopkParams&, Order);
 void logit_cutoff(const LogitCutoffParams&, Order);
 void advance(const AdvanceParams&, Order);
+void stopwatch(const StopwatchParams&, Order);
 void add_rms_norm(const AddRmsNormParams&, Order);
 void silu_mul(const SiluMulParams&, Order);
 void kv_commit(const KvCommitParams&, Order);

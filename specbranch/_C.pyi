@@ -52,6 +52,7 @@ def kv_commit(
     /,
 ) -> None: ...
 def advance(*arguments: Any) -> None: ...  # in the order of specbranch/ops/rounds.py
+def stopwatch(times: _Tensor, start: bool, backend: str | None, stream: int | None, /) -> None: ...
 
 # around the matrix products
 def rope_kv_write(

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from . import ops
-from .device_round import PROGRAMS, DeviceRounds, Runner, new_runner
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
-from .models.llama import LlamaModel
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy
 from .predictor import Predictor
+from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
 from .session import Committed, Session, Settings
 from .stats import Stats
@@ -104,7 +103,8 @@ class Engine:
 
     Args:
         target: the model whose distribution is kept, any ``CausalLM``.
-        draft: the small model that guesses; not needed by ``policy="ar"``.
+        draft: the small model that guesses; not needed by ``policy="ar"``. It may be on another
+            device than the target.
         tokenizer: None takes and gives token ids only.
         policy: ``"ar"``, ``"sps"`` or ``"specbranch"``.
         gamma, k_max, epsilon, draft_stage, verify: see ``Settings``; None takes its default.
@@ -115,6 +115,8 @@ class Engine:
         rounds: ``"host"`` directs each round from Python; ``"device"`` keeps the round's state on
             the device (on CUDA: one captured graph a round); None: device where the target is on
             CUDA and policy, settings and models allow it.
+        draft_sms: multiprocessors of its GPU that the draft may use, at least 1, for rounds on a
+            CUDA device; None: all of them. The driver rounds it up, on Hopper to a multiple of 8.
 
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
@@ -137,6 +139,7 @@ class Engine:
         threads: int | None = None,
         lanes: Lanes | None = None,
         rounds: str | None = None,
+        draft_sms: int | None = None,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"policy was {policy!r}; it must be one of {', '.join(POLICIES)}")
@@ -160,8 +163,7 @@ class Engine:
         self._serial = SerialLanes(threads)
         self.lanes: Lanes = lanes or self._default_lanes(threads, method.overlaps)
         self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
-        self._on_device = self._rounds_on_device(rounds)
-        self._runners: dict[bool, list[Runner]] = {False: [], True: []}  # free ones, by has_cutoff
+        self._pool = self._new_pool(rounds, draft_sms)
         self._round_lock = threading.Lock()
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
@@ -178,28 +180,31 @@ class Engine:
             return StreamLanes(devices[0], devices[-1])
         return ThreadLanes(threads)
 
-    def _rounds_on_device(self, asked: str | None) -> bool:
-        if asked not in (None, "host", "device"):
-            raise ValueError(f"rounds was {asked!r}; it must be host or device")
-        if asked == "device" and self.predictor is not None:
+    def _new_pool(self, rounds: str | None, draft_sms: int | None) -> RunnerPool | None:
+        """What runs rounds on the device; None: the host directs them."""
+        if rounds not in (None, "host", "device"):
+            raise ValueError(f"rounds was {rounds!r}; it must be host or device")
+        if rounds == "device" and self.predictor is not None:
             raise ValueError("predictor was given; with rounds='device' it must be None")
-        if asked is not None:
-            return asked == "device"
-        models = [model for model in (self.target, self.draft) if model is not None]
-        same = len({model.device for model in models}) == 1
-        fits = self.policy in PROGRAMS and self.predictor is None and same
-        fits = fits and all(isinstance(model, LlamaModel) for model in models)
-        overlap = self.policy != "specbranch" or self.settings.draft_stage == "overlap"
-        return self.target.device.type == "cuda" and fits and overlap
+        if rounds is None:
+            reason = why_not_on_device(self.policy, self.settings, self.target, self.draft)
+            fits = reason is None and self.predictor is None
+            rounds = "device" if self.target.device.type == "cuda" and fits else "host"
+        if rounds == "device":
+            models = (self.target, self.draft)
+            return RunnerPool(self.policy, *models, self.settings, self.max_seq_len, draft_sms)
+        if draft_sms is not None:
+            raise ValueError(
+                f"draft_sms was {draft_sms!r}; it needs rounds='device' and a draft on CUDA"
+            )
+        return None
 
-    def _runner(self, params: SamplingParams) -> Runner:
-        """A free runner for such requests, or a new one."""
-        free = self._runners[params.has_cutoff]
-        if free:
-            return free.pop()
-        return new_runner(
-            self.policy, self.target, self.draft, self.settings, params, self.max_seq_len
-        )
+    def _runner(self, params: SamplingParams) -> Runner | None:
+        """A runner for the request; taken between rounds, since a capture must not meet them."""
+        if self._pool is None:
+            return None
+        with self._round_lock:
+            return self._pool.take(params)
 
     def _max_seq_len(self, asked: int | None) -> int:
         models = [model for model in (self.target, self.draft) if model is not None]
@@ -269,8 +274,8 @@ class Engine:
         finally:
             request.finish_reason = request.finish_reason or "cancelled"
             self._active.remove(request)
-            if request.runner is not None:
-                self._runners[request.session.params.has_cutoff].append(request.runner)
+            if request.runner is not None and self._pool is not None:
+                self._pool.give_back(request.runner)
             self.last_result = request.finish()
 
     def _step(self, work: Callable[[], Done]) -> Done:
@@ -297,7 +302,7 @@ class Engine:
                 f"tokens; together they must be at most {self.max_seq_len}"
             )
         hidden_layers = 0 if self.predictor is None else self.predictor.hidden_layers
-        runner = self._runner(params) if self._on_device else None
+        runner = self._runner(params)
         session = Session(
             self.target,
             self.draft,

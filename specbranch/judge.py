@@ -28,7 +28,7 @@ class Judge:
     """
 
     def __init__(self, params: SamplingParams, settings: Settings, device: torch.device) -> None:
-        self._gamma, self._draw = settings.gamma, settings.draw
+        self._gamma, self._draw, self._where = settings.gamma, settings.draw, device
         self._sampler = Sampler(params, settings.draw, settings.gamma + 1, device)
         self._host = torch.zeros(settings.gamma + settings.k_max + 2, dtype=torch.int32)
         self._device = self._host.to(device)
@@ -69,7 +69,7 @@ class Judge:
         return accepted, token, survivor
 
     def _of_chain(self, rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else rows.to(self._device.device).unsqueeze(0)
+        return None if rows is None else rows.to(self._where).unsqueeze(0)
 
     def _numbers(self, chain: Sequence[int], candidates: Sequence[int]) -> Numbers:
         """Chain ``[1, m]``, its length ``[1]``, candidates ``[1, k]``, their number ``[1]``."""

@@ -10,16 +10,18 @@ from .tokenizer import Tokenizer, load_tokenizer
 DEMO_DIR = Path(__file__).parent / "demo"
 
 
-def demo_pair(*, dtype: str = "auto", device: str = "cpu") -> tuple[CausalLM, CausalLM, Tokenizer]:
+def demo_pair(
+    *, dtype: str = "auto", device: str = "cpu", draft_device: str | None = None
+) -> tuple[CausalLM, CausalLM, Tokenizer]:
     """Load the target, the draft and the tokenizer of ``specbranch/demo`` (see its MODEL_CARD.md).
 
     Args:
         dtype, device: as for ``load_model``.
+        draft_device: where the draft is to be, if elsewhere.
 
     Raises:
         FileNotFoundError: the weights are not installed.
     """
-    target, draft = (
-        load_model(DEMO_DIR / name, dtype=dtype, device=device) for name in ("target", "draft")
-    )
+    target = load_model(DEMO_DIR / "target", dtype=dtype, device=device)
+    draft = load_model(DEMO_DIR / "draft", dtype=dtype, device=draft_device or device)
     return target, draft, load_tokenizer(DEMO_DIR / "target")

@@ -114,7 +114,7 @@ class Session:
         params, settings: what to generate and how to speculate.
         lanes: where the models run.
         hidden_layers: how many of the target's last layers a predictor wants to see.
-        states: of target and draft, to be used instead of new ones.
+        states: of target and draft, for rounds on the device, which direct the draft.
     """
 
     def __init__(
@@ -146,7 +146,7 @@ class Session:
         self._hidden: torch.Tensor | None = None
         self._flip = 0
         self._judge = Judge(params, settings, target.device)
-        if draft is not None:
+        if draft is not None and states is None:  # rounds on the device have buffers of their own
             self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
             self._buffers = [

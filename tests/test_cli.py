@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 from tiny_checkpoint import save_pair
 
+from specbranch import devices, load_model
 from specbranch.cli import EXIT_ERROR, EXIT_INTERRUPTED, main, options
 from specbranch.cli.show import COLOURS, MEANINGS, Colourer, runs, strip
 
 STATS_KEYS = {
     "prompt_tokens", "new_tokens", "seconds", "prefill_seconds", "tokens_per_second",
-    "time_to_first_token", "rounds", "target_forwards", "draft_forwards", "accepted", "M",
+    "time_to_first_token", "host_seconds", "target_seconds", "rounds", "target_forwards",
+    "draft_forwards", "accepted", "M",
     "tokens_per_round", "drafted", "rolled_back", "RB", "pruned", "sibling_tokens",
     "branch_points", "branch_hits", "branch_hit_rate", "bubble", "acceptance_rate",
 }  # fmt: skip
@@ -202,6 +204,10 @@ BAD = [
     (["generate", "a", "--show", "--json"], "--show"),
     (["generate", "a", "--device", "toaster"], "--device"),
     (["generate", "a", "--device", "cuda:97"], "--device"),
+    (["generate", "a", "--draft-device", "toaster"], "--draft-device was 'toaster'"),
+    (["generate", "a", "--draft-device", "cpu", "--policy", "ar"], "--draft-device"),
+    (["generate", "a", "--draft-sms", "0"], "--draft-sms was 0"),
+    (["generate", "a", "--draft-sms", "8"], "--draft-sms was 8; it needs"),
     (["generate", "\udcff"], "UTF-8"),
     (["info", "extra"], "extra"),
 ]
@@ -213,6 +219,57 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys, argv, named):
     assert (code, out) == (EXIT_ERROR, "")
     assert err.startswith("specbranch: error: ") and err.count("\n") == 1
     assert named in err
+
+
+#: What keeps CUDA from being used -> (device's problem, torch.version.cuda, whether torch can use
+#: it, whether our kernels are built), and what the one line says of it.
+NO_CUDA = {
+    "no driver": (
+        ("no NVIDIA driver was found", "13.0", False, True),
+        "no NVIDIA driver was found",
+    ),
+    "no device": (("no CUDA device was found", "13.0", False, True), "no CUDA device was found"),
+    "torch's CPU build": ((None, None, False, True), "is built without CUDA"),
+    "old driver": ((None, "13.0", False, True), "cannot use the CUDA device"),
+    "no nvcc": ((None, "13.0", True, False), "specbranch is built without its CUDA kernels"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CUDA)
+@pytest.mark.parametrize("flag", ["--device", "--draft-device"])
+def test_why_there_is_no_cuda(capsys, monkeypatch, case, flag):
+    (device, version, usable, built), said = NO_CUDA[case]
+    monkeypatch.setattr(devices, "_why_no_device", lambda: device)
+    monkeypatch.setattr(devices.torch.version, "cuda", version)
+    monkeypatch.setattr(devices.torch.cuda, "is_available", lambda: usable)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(devices.ops, "backends", lambda: {"cuda": built})
+    code, out, err = run(capsys, "generate", "x", flag, "cuda")
+    assert (code, out) == (EXIT_ERROR, "") and err.count("\n") == 1
+    assert err.startswith(f"specbranch: error: {flag} was 'cuda', but ")
+    assert [text for _, text in NO_CUDA.values() if text in err] == [said]
+    with pytest.raises(ValueError, match=f"device was 'cuda', but .*{said}"):
+        load_model(Path(__file__).parent, device="cuda")
+
+
+def test_all_that_is_missing_for_cuda_is_said_at_once(capsys, monkeypatch):
+    monkeypatch.setattr(devices, "_why_no_device", lambda: "no NVIDIA driver was found")
+    monkeypatch.setattr(devices.torch.version, "cuda", None)
+    monkeypatch.setattr(devices.ops, "backends", lambda: {"cuda": False})
+    err = run(capsys, "generate", "x", "--device", "cuda")[2]
+    assert "no NVIDIA driver" in err and "built without CUDA, and specbranch" in err
+
+
+def test_a_cuda_device_that_is_not_there(capsys, monkeypatch):
+    monkeypatch.setattr(devices, "why_no_cuda", list)
+    monkeypatch.setattr(devices.torch.cuda, "device_count", lambda: 2)
+    err = run(capsys, "generate", "x", "--draft-device", "cuda:2")[2]
+    assert "--draft-device was 'cuda:2', but torch sees 2 CUDA devices here" in err
+
+
+def test_the_draft_may_have_a_device_of_its_own(capsys, pair):
+    argv = ["generate", "abc", *pair, "--max-new-tokens", "9"]
+    assert run(capsys, *argv, "--draft-device", "cpu") == run(capsys, *argv)
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ void* TensorArg::current_stream() const {
     return reinterpret_cast<void*>(current.attr("cuda_stream").cast<uintptr_t>());
   }
   if (!modules.contains("cupy")) return nullptr;
-  const py::object current = modules["cupy"].attr("cuda").attr("get_current_stream")();
+  const py::object current = modules["cupy"].attr("cuda").attr("get_current_stream")(device_.id);
   return reinterpret_cast<void*>(current.attr("ptr").cast<uintptr_t>());
 }
 

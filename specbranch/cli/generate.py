@@ -57,9 +57,9 @@ def build_engine(options: Options) -> Engine:
     """Load the models that the options name and put the engine over them."""
     from specbranch import Engine
 
-    _check_device(options.device)
-    target, draft, tokenizer = _load(options)
     try:
+        _check_devices(options)
+        target, draft, tokenizer = _load(options)
         return Engine(target, draft, tokenizer=tokenizer, **options.engine)
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
@@ -70,25 +70,21 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
 
     dtype, device = options.dtype, options.device
     if options.target is None:
-        return demo_pair(dtype=dtype, device=device)
+        return demo_pair(dtype=dtype, device=device, draft_device=options.draft_device)
     target = load_model(options.target, dtype=dtype, device=device)
     draft = None
     if options.draft is not None:
-        draft = load_model(options.draft, dtype=dtype, device=device)
+        draft = load_model(options.draft, dtype=dtype, device=options.draft_device or device)
     return target, draft, load_tokenizer(options.target)
 
 
-def _check_device(name: str) -> None:
-    import torch
+def _check_devices(options: Options) -> None:
+    """Before models are loaded, which takes long."""
+    from specbranch.devices import resolve_device
 
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"--device was {name!r}; it must be cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device was {name!r}; it must be cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UsageError(f"--device was {name!r}; torch sees {torch.cuda.device_count()} GPUs here")
+    resolve_device(options.device)
+    if options.draft_device is not None:
+        resolve_device(options.draft_device, "draft_device")
 
 
 def _stream(engine: Engine, prompt: str, options: Options) -> None:

@@ -21,7 +21,8 @@ DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Flags whose value goes to the Engine, if given; what is not given keeps the Engine's default.
-ENGINE_FLAGS = ("policy", "gamma", "k_max", "epsilon", "draft_stage", "verify")
+ENGINE_FLAGS = ("policy", "gamma", "k_max", "epsilon", "draft_stage", "verify", "draft_sms")
+DEVICE_FLAGS = ("device", "draft_device")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 
 
@@ -41,6 +42,7 @@ class Options:
     target: Path | None = None
     draft: Path | None = None
     device: str = "cpu"
+    draft_device: str | None = None
     dtype: str = "auto"
     stats: bool = False
     show: bool = False
@@ -87,13 +89,13 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 def name_flags(message: str) -> str:
     """A library message that starts with a field's name, with the flag in its place."""
     name = re.match(r"\w*", message)
-    if name is None or name[0] not in ENGINE_FLAGS + SAMPLING_FLAGS:
+    if name is None or name[0] not in ENGINE_FLAGS + DEVICE_FLAGS + SAMPLING_FLAGS:
         return message
     return "--" + name[0].replace("_", "-") + message[name.end() :]
 
 
 def _check_engine(engine: dict[str, Any]) -> None:
-    for name in ("gamma", "k_max"):
+    for name in ("gamma", "k_max", "draft_sms"):
         if name in engine:
             check_int(name, engine[name], 1)
     if "epsilon" in engine:
@@ -109,6 +111,8 @@ def _check_together(options: Options) -> None:
     policy = options.engine.get("policy", "specbranch")
     if options.target is not None and options.draft is None and policy != "ar":
         raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
+    if options.draft_device is not None and policy == "ar":
+        raise UsageError("--draft-device was given with --policy ar, which has no draft")
     for flag, directory in (("--target", options.target), ("--draft", options.draft)):
         if directory is not None and not directory.is_dir():
             raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
@@ -154,7 +158,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models")
     group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint that is decoded")
     group.add_argument("--draft", type=Path, metavar="DIR", help="small checkpoint that guesses")
-    group.add_argument("--device", default="cpu", help="torch device, default cpu")
+    group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
+    group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
+    group.add_argument(
+        "--draft-sms", type=int, metavar="N", help="multiprocessors the draft may use (CUDA)"
+    )
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
 
 

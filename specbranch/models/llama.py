@@ -279,7 +279,7 @@ class LlamaState:
     ) -> torch.Tensor:
         """Logits ``[N, V]`` of ``tokens [N]``; everything is where the caller says.
 
-        For programs that keep their own books on the device (``device_round.py``): ``positions``,
+        For programs that keep their own books on the device (``rounds/``): ``positions``,
         ``slots`` ``[1, N]``, ``prefix_length`` ``[1]`` and ``ancestor_bits`` as for
         ``ops.tree_attention``; nothing is checked by the host, tree and length stay as they are.
         """
@@ -313,7 +313,8 @@ class LlamaState:
     def _step(self, count: int, words: int) -> _Step:
         step = self._steps.get((count, words))
         if step is None:
-            step = _Step(self.model, count, words)
+            with torch.inference_mode(False):  # it is refilled later, inside that mode or not
+                step = _Step(self.model, count, words)
             if count <= KEPT_ROWS:
                 self._steps[count, words] = step
         return step

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import ops
+from ..devices import resolve_device
 from .config import LlamaConfig, read_config, read_json
 from .linear import Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
@@ -46,7 +47,7 @@ def load_model(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
-    where = _resolve_device(device)
+    where = resolve_device(device)
     config = read_config(folder)
     wanted = _resolve_dtype(dtype, config, where)
     return _build(config, _Folder(folder, wanted, where), backend)
@@ -73,24 +74,8 @@ def model_from_tensors(
     Raises:
         ValueError: naming the tensor or argument, what it was, and what it must be.
     """
-    where = _resolve_device(device)
+    where = resolve_device(device)
     return _build(config, _Given(tensors, _resolve_dtype(dtype, config, where), where), backend)
-
-
-def _resolve_device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N") from error
-    if found.type not in ("cpu", "cuda"):
-        raise ValueError(f"device was {device!r}; it must be cpu, cuda or cuda:N")
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device was {device!r}, but no CUDA device was found; use 'cpu'")
-    if found.type == "cuda" and not ops.backends()["cuda"]:
-        raise ValueError(
-            f"device was {device!r}, but this build has no CUDA kernels; rebuild where nvcc is"
-        )
-    return found
 
 
 def _resolve_dtype(

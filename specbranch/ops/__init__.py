@@ -19,7 +19,7 @@ from specbranch.ops.attention import (
 from specbranch.ops.cache import kv_commit, kv_write
 from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
 from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
-from specbranch.ops.rounds import RoundState, advance
+from specbranch.ops.rounds import RoundState, advance, stopwatch
 from specbranch.ops.sampling import (
     PURPOSE_ACCEPT,
     PURPOSE_DRAFT,
@@ -62,6 +62,7 @@ __all__ = [
     "rope_kv_write",
     "sample",
     "silu_mul",
+    "stopwatch",
     "tree_attention",
     "tree_attention_workspace",
     "tree_mask",

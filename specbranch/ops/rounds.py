@@ -1,4 +1,4 @@
-"""``advance``: the bookkeeping between two rounds whose state lives on the device."""
+"""Rounds whose state lives on the device: ``advance`` between two of them, and ``stopwatch``."""
 
 from __future__ import annotations
 
@@ -117,3 +117,30 @@ def advance(
         backend,
         stream,
     )
+
+
+def stopwatch(
+    times: TensorLike,
+    *,
+    start: bool,
+    backend: Backend | None = None,
+    stream: int | None = None,
+) -> None:
+    """Begins (``start``) or ends a stretch of work whose time is added up where it runs.
+
+    Between the two calls lies what was launched in between on the same stream, its waits for others
+    included. Unlike events it can be captured in a graph that is replayed before it is read.
+
+    Args:
+        times: ``[2]`` int64 nanoseconds, changed in place: the sum of all stretches that have
+            ended, and when the present one began.
+        start: whether a stretch begins.
+        backend, stream: as for ``kv_commit``.
+
+    Raises:
+        ValueError, TypeError: an argument does not fit; nothing has been written then.
+        RuntimeError: the backend is not compiled in, or there is no driver.
+
+    ``%globaltimer`` of the PTX instruction set on "cuda", a steady clock elsewhere.
+    """
+    _C.stopwatch(times, start, backend, stream)

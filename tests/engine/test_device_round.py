@@ -14,8 +14,8 @@ import torch
 from tiny_checkpoint import save_checkpoint
 
 from specbranch import Engine, SamplingParams, load_model
-from specbranch.device_round import EagerRunner
 from specbranch.models.llama import LlamaModel
+from specbranch.rounds import EagerRunner
 from specbranch.testing.table_model import TableModel
 
 NEW = 48
@@ -88,7 +88,7 @@ def test_one_token_prompts_and_reuse(models) -> None:
         given_up = device.stream(prompt, params)
         next(given_up)
         given_up.close()
-    assert sum(len(free) for free in device._runners.values()) == 1
+    assert device._pool is not None and len(device._pool.free) == 1
     both = [device.events(PROMPTS[i], params) for i in (0, 1)]
     tokens: list[list[int]] = [[], []]
     for events in zip(*both, strict=False):  # interleaved: each has a runner of its own
@@ -97,6 +97,18 @@ def test_one_token_prompts_and_reuse(models) -> None:
     for i in (0, 1):
         wanted = host.generate(PROMPTS[i], params).tokens
         assert tokens[i] == wanted[: len(tokens[i])] and len(tokens[i]) > 4
+
+
+def test_times(models) -> None:
+    """Where the seconds went: on a CPU launching is working."""
+    params = SamplingParams(max_new_tokens=40, ignore_eos=True)
+    for policy in ("ar", "sps", "specbranch"):
+        stats = engine(models, "device", policy).generate([1, 2, 3], params).stats
+        assert 0 < stats.target_seconds < stats.host_seconds < stats.decode_seconds
+        assert stats.bubble == 1 - stats.target_seconds / stats.decode_seconds
+        if policy != "ar":
+            assert stats.target_seconds < 0.9 * stats.host_seconds, "the draft's time is not in it"
+        assert engine(models, "host", policy).generate([1, 2, 3], params).stats.host_seconds == 0
 
 
 def test_room_to_the_last_token(models) -> None:
@@ -136,9 +148,8 @@ def test_nan_is_reported(models) -> None:
 def test_what_cannot_run_there_is_refused(models) -> None:
     with pytest.raises(ValueError, match="rounds was 'moon'; it must be host or device"):
         engine(models, "moon", "ar")
-    serial = engine(models, "device", "specbranch", draft_stage="serial")
     with pytest.raises(ValueError, match='draft_stage was "serial"; on the device'):
-        serial.generate([1, 2])
+        engine(models, "device", "specbranch", draft_stage="serial")
     table = TableModel.random(8, 0)
     with pytest.raises(ValueError, match="target was TableModel; on the device"):
-        Engine(table, policy="ar", rounds="device").generate([1, 2])
+        Engine(table, policy="ar", rounds="device")

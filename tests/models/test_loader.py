@@ -14,7 +14,7 @@ import torch
 from models.checkpoints import build, save
 from safetensors.torch import load_file, save_file
 
-from specbranch import load_model
+from specbranch import devices, load_model
 from specbranch.models import model_from_tensors
 from specbranch.models.config import read_config
 
@@ -234,9 +234,10 @@ def test_bad_device(checkpoint: Path, device: Any) -> None:
 
 
 def test_no_cuda(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for device in ("cuda", "cuda:1"):
-        refused(checkpoint, device, "no CUDA device", "cpu", device=device)
+    for reason in ("no NVIDIA driver was found", "no CUDA device was found"):
+        monkeypatch.setattr(devices, "_why_no_device", lambda reason=reason: reason)
+        for device in ("cuda", "cuda:1"):
+            refused(checkpoint, device, reason, "cpu", device=device)
 
 
 def test_end_tokens(checkpoint: Path) -> None:
