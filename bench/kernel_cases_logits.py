@@ -80,11 +80,12 @@ def plain_sample(x: Inputs) -> object:
 
 def _cutoff(grid: Grid, vocab: int, batch: int, *, top_k: int) -> Case:
     def make() -> Inputs:
-        return {
+        # "kept": only where a peer has a top-k to apply.
+        kept = {"kept": full(batch, top_k, grid.device, torch.int32)} if top_k else {}
+        return kept | {
             "logits": _logits(grid, batch, vocab),
             "temperature": full(batch, TEMPERATURE, grid.device, torch.float32),
             "top_k": full(batch, top_k, grid.device, torch.int32),
-            "has_top_k": top_k > 0,
             "top_p": full(batch, TOP_P, grid.device, torch.float32),
             "min_p": full(batch, 0.0, grid.device, torch.float32),
         }

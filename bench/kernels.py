@@ -81,9 +81,10 @@ def measure(
     count = clock.num_sets(case.num_bytes, quick)
     inputs = [case.make() for _ in range(count)]
     calls = {OURS: _timed(case.ours, inputs, clock)}
+    only_tensors = [_tensors(one) for one in inputs]
     for name in peers:
         try:
-            calls[name] = _timed(peer(name, case), inputs, clock)
+            calls[name] = _timed(peer(name, case), only_tensors, clock)
         except Absent as reason:
             calls[name] = {"absent": str(reason)}
     row = {
@@ -96,10 +97,15 @@ def measure(
     if "us" in calls[OURS]:
         row["share_of_copy"] = round(case.num_bytes / calls[OURS]["us"][1] * 1e6 / bandwidth, 4)
     _log_row(row)
-    del inputs
+    del inputs, only_tensors
     if clock.device != "cpu":
         torch.cuda.empty_cache()  # the graphs' memory; the next case may need all there is
     return row
+
+
+def _tensors(inputs: Inputs) -> Inputs:
+    """What a peer may read; objects of ours would only make torch.compile compile again."""
+    return {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
 
 
 def _timed(call: Peer, inputs: list[Inputs], clock: Clock) -> dict[str, Any]:

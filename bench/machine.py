@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+SOURCES = ("specbranch", "csrc", "CMakeLists.txt", "bench/*.py")
 
 
 def record(kind: str, device: str) -> dict[str, Any]:
@@ -33,9 +34,9 @@ def record(kind: str, device: str) -> dict[str, Any]:
     }
 
 
-def commit() -> dict[str, Any]:
+def commit(*sources: str) -> dict[str, Any]:
     """The commit, and whether the sources differ from it. SUITE_COMMIT serves trees without git."""
-    changed = _git("status", "--porcelain", "specbranch", "csrc", "bench")
+    changed = _git("status", "--porcelain", "--", *(sources or SOURCES))
     return {
         "commit": _git("rev-parse", "HEAD") or os.environ.get("SUITE_COMMIT"),
         "uncommitted_changes": None if changed is None else bool(changed),

@@ -64,7 +64,7 @@ def _softmax(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
 
 
 def _verify(x: Inputs) -> object:
-    if x["draft"] is None:
+    if "draft" not in x:
         raise Absent("FlashInfer has no coupled verification")
     target, draft = (_softmax(x[name], x["temperature"]) for name in ("target", "draft"))
     return _flashinfer().sampling.chain_speculative_sampling(draft, x["chain"], target)
@@ -78,8 +78,8 @@ def _sample(x: Inputs) -> object:
 def _cutoff(x: Inputs) -> object:
     sampling = _flashinfer().sampling
     probs = _softmax(x["logits"], x["temperature"])
-    if x["has_top_k"]:
-        probs = sampling.top_k_renorm_probs(probs, x["top_k"])
+    if "kept" in x:
+        probs = sampling.top_k_renorm_probs(probs, x["kept"])
     return sampling.top_p_renorm_probs(probs, x["top_p"])
 
 
