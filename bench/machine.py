@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import shlex
@@ -23,7 +24,7 @@ def record(kind: str, device: str) -> dict[str, Any]:
 
     return {
         "kind": kind,
-        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
+        "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
         **commit(),
         "device": device_name(device),
@@ -32,6 +33,11 @@ def record(kind: str, device: str) -> dict[str, Any]:
         | {name: installed(name) for name in ("specbranch", "torch", "cupy", "flashinfer-python")},
         "build": {key: str(value) for key, value in _C.build_info().items()},
     }
+
+
+def _arguments() -> list[str]:
+    """The command line's, without the folders of whoever ran it."""
+    return [Path(given).name if Path(given).is_absolute() else given for given in sys.argv[1:]]
 
 
 def commit(*sources: str) -> dict[str, Any]:
@@ -78,3 +84,24 @@ def _git(*args: str) -> str | None:
         return None
     done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def main(argv: list[str]) -> None:
+    """``machine.py OUT DEVICE part:status:seconds ...``: the summary of bench/gpu_suite.sh."""
+    out, device, *given = argv
+    fields = [part.split(":") for part in given]
+    parts = [
+        {"part": name, "status": status, "seconds": int(seconds)}
+        for name, status, seconds in fields
+    ]
+    about: dict[str, Any] = {"kind": "suite", **commit()}
+    try:
+        about = record("suite", device)
+    except Exception as error:  # a build that failed: the parts must be reported all the same
+        about["error"] = f"{type(error).__name__}: {error}"
+    text = json.dumps(about | {"parts": parts}, indent=1)
+    Path(out).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
