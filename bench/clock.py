@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -136,8 +137,7 @@ class Clock:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             call()
             torch.cuda.synchronize()
-        on_device = torch.autograd.DeviceType.CUDA
-        return sum(event.device_type == on_device for event in profile.events())
+        return sum(event.device_type.name == "CUDA" for event in profile.events())
 
 
 def _rotating(calls: Sequence[Call]) -> Call:
@@ -152,10 +152,10 @@ def _rotating(calls: Sequence[Call]) -> Call:
     return once
 
 
-def _cupy_benchmark() -> Callable[..., object] | None:
+def _cupy_benchmark() -> Callable[..., Any] | None:
     try:
         from cupyx.profiler import benchmark
     except ImportError:
         return None
-    found: Callable[..., object] = benchmark
+    found: Callable[..., Any] = benchmark
     return found

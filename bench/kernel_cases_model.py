@@ -123,8 +123,8 @@ def _commit(grid: Grid, batch: int, gamma: int) -> Case:
             "to": _behind(batch, first, gamma, grid.device).long(),
         }
 
-    def ours(x: Inputs) -> object:
-        return ops.kv_commit(x["cache"], x["source"], x["start"], x["length"])
+    def ours(x: Inputs) -> None:
+        ops.kv_commit(x["cache"], x["source"], x["start"], x["length"])
 
     moved = 2 * grid.layers * 2 * batch * heads * gamma * DIM * grid.dtype.itemsize
     size = f"L={grid.layers} B={batch} M={gamma}"
@@ -152,8 +152,8 @@ def _kv_write(grid: Grid, batch: int, gamma: int) -> Case:
             "rows": torch.arange(batch, device=grid.device).unsqueeze(1),
         }
 
-    def ours(x: Inputs) -> object:
-        return ops.kv_write(x["key"], x["value"], x["slots"], x["cache"])
+    def ours(x: Inputs) -> None:
+        ops.kv_write(x["key"], x["value"], x["slots"], x["cache"])
 
     moved = 2 * 2 * batch * nodes * KV_HEADS * DIM * grid.dtype.itemsize
     return Case("kv_write", f"B={batch} N={nodes}", moved, make, ours, plain_kv_write)
@@ -275,8 +275,8 @@ def _advance(grid: Grid, batch: int, gamma: int) -> Case:
             "confidence": torch.rand(batch, gamma, branches, device=grid.device),
         }
 
-    def ours(x: Inputs) -> object:
-        return ops.advance(
+    def ours(x: Inputs) -> None:
+        ops.advance(
             x["state"], x["accepted"], x["next"], x["survivor"], x["drafted"], x["confidence"],
             epsilon=0.1,
         )  # fmt: skip

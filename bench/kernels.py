@@ -66,7 +66,7 @@ def _run(
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows, and the cases that there was no time for."""
     end = time.monotonic() + args.seconds
-    rows = []
+    rows: list[dict[str, Any]] = []
     for idx, case in enumerate(cases):
         if time.monotonic() > end:
             return rows, [f"{left.op} {left.size}" for left in cases[idx:]]
