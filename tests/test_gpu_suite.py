@@ -96,3 +96,44 @@ def test_device_time_counts_overlap_once() -> None:
     assert found["launches"] == 4 and found["launches_per_round"] == 2
     assert (found["device_us"], found["busy_us"], found["overlapped_us"]) == (40, 25, 10)
     assert (found["busy_share"], found["overlapped_share"]) == (0.625, 0.25)
+
+
+STUB = f"""#!/bin/sh
+[ "$1" = bench/machine.py ] && exec {sys.executable} "$@"
+case "$*" in
+  *humaneval*) exit 1 ;;
+  *get_device_capability*) echo 90-real; exit ;;
+  *pytest*) echo "3 passed" ;;
+esac
+echo "RUN $(basename "$0") $* $SPECBRANCH_CUDA_ARCHITECTURES"
+"""
+
+
+def test_what_it_runs_where_there_is_a_gpu(tmp_path) -> None:
+    """Every command, given to a stand-in for Python and for the sanitizer."""
+    for name in ("python", "compute-sanitizer"):
+        (tmp_path / name).write_text(STUB)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "trace.summary.json").touch()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = suite(tmp_path, PYTHON=str(tmp_path / "python"), SUITE_DEVICE="cuda", PATH=path)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("RUN ")]
+    assert set(statuses_of_table(done.stdout)) == {"ok"}
+    for wanted in (
+        "-m pip install -q -e . --no-build-isolation --no-deps --no-index 90-real",
+        "-m pytest -q -rs -p no:cacheprovider -m cuda tests",
+        "--tool memcheck --kernel-name kns=specbranch",
+        "--tool racecheck --kernel-name kns=specbranch",
+        "--tool initcheck --target-processes all",
+        "bench/kernels.py --device cuda",
+        "bench/e2e.py --device cuda --prompts bench/prompts.txt",
+        "bench/e2e.py --device cuda --dtype bfloat16 --inflate 7b 68m",
+        "bench/round_trace.py --device cuda",
+    ):
+        assert any(wanted in line for line in ran), wanted
+
+
+def statuses_of_table(printed: str) -> list[str]:
+    rows = printed.split("seconds\n")[-1].splitlines()
+    assert len(rows) == 6
+    return [row.split()[1] for row in rows]
