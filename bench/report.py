@@ -1,8 +1,9 @@
-"""Result files to the tables of the README, between its markers.
+"""Result files to the tables of the pages below, between their markers.
 
-    python bench/report.py                  rewrite README.md
-    python bench/report.py --check          exit 1 if README.md is not what would be written
+    python bench/report.py                  rewrite the pages
+    python bench/report.py --check          exit 1 if a page is not what would be written
     python bench/report.py --print F.json   print the tables of one result file
+    python bench/report.py --plots DIR      draw what can be drawn of bench/results/ into DIR
 
 A marker is ``<!-- results: NAME -->`` .. ``<!-- /results -->``; NAME.json lies in bench/results/.
 """
@@ -18,8 +19,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import report_kernels
+import report_plots
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
+PAGES = ("README.md", "docs/kernels.md")
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 BASELINES = ("ar", "hf-assisted")
 
@@ -31,17 +36,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--print", type=Path, metavar="F", dest="printed")
+    parser.add_argument("--plots", type=Path, metavar="DIR")
     args = parser.parse_args()
     if args.printed is not None:
         sys.stdout.write(tables(json.loads(args.printed.read_text(encoding="utf-8"))))
         return 0
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    after = filled(before)
-    if args.check:
-        return int(before != after)
-    readme.write_text(after, encoding="utf-8")
-    return 0
+    if args.plots is not None:
+        report_plots.draw_all(RESULTS, args.plots)
+        return 0
+    changed = False
+    for page in (ROOT / name for name in PAGES):
+        before = page.read_text(encoding="utf-8")
+        after = filled(before)
+        changed |= before != after
+        if not args.check:
+            page.write_text(after, encoding="utf-8")
+    return int(args.check and changed)
 
 
 def filled(text: str) -> str:
@@ -56,6 +66,8 @@ def filled(text: str) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result, and the line that says how they came about."""
+    if report_kernels.is_ours(result):
+        return report_kernels.tables(result)
     temperatures = sorted({run["temperature"] for run in result["runs"]})
     parts = [_table(result, temperature) for temperature in temperatures]
     return "\n".join([*parts, _provenance(result)]) + "\n"

@@ -10,7 +10,8 @@ import pytest
 from specbranch.cli.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/losslessness.md"]
+DOCS = ["docs/design.md", "docs/kernels.md", "docs/losslessness.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
 

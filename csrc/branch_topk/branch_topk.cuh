@@ -75,7 +75,8 @@ __device__ inline int32_t choose(const Scores& s, int64_t num_chunks, int32_t wa
   return wanted;
 }
 
-__global__ void __launch_bounds__(kBranchWarps* kRowLanes) branch_topk_kernel(BranchTopkParams p) {
+// A block is a row, so one on a multiprocessor is enough; without the 1 ptxas makes room for two on sm_80, and spills.
+__global__ void __launch_bounds__(kBranchWarps* kRowLanes, 1) branch_topk_kernel(BranchTopkParams p) {
   SB_DYNAMIC_SHARED(ChunkStats, chunks);
   const int64_t b = blockIdx.x, num_chunks = chunks_of(p.V);
   float* left = reinterpret_cast<float*>(chunks + num_chunks);
