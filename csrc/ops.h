@@ -198,7 +198,7 @@ struct LinearParams {
 
 // What it costs on one core, roughly: the weight's bytes for few rows, multiply-adds for many.
 inline double linear_microseconds(const LinearParams& p) {
-  return static_cast<double>(p.K * p.N) * (2.8 + 0.7 * static_cast<double>(p.rows)) * 1e-5;
+  return static_cast<double>(p.K * p.N) * (0.8 + 1.8 * static_cast<double>(p.rows)) * 1e-5;
 }
 
 // residual += delta (if given); out = residual / rms(residual) * weight.

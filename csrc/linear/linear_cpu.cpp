@@ -53,18 +53,13 @@ SB_INLINE void load_unit(const BFloat16* panel, int64_t unit, typename Vectors<k
   weights[1] = (typename V::Float)(typename V::Bits)(words & 0xFFFF0000u);
 }
 
-// Sums of one row from column `first` on, with bias, in the output's type; the last columns may not exist.
-template <int kFloats, typename T>
-SB_INLINE void store(const LinearParams& p, const typename Vectors<kFloats>::Float& sums, int64_t row, int64_t first) {
-  const int64_t count = std::min<int64_t>(kFloats, p.N - first);
-  T* out = static_cast<T*>(p.out) + row * p.N + first;
-  const T* bias = p.bias == nullptr ? nullptr : static_cast<const T*>(p.bias) + first;
-  for (int64_t i = 0; i < count; ++i) from_float(bias == nullptr ? sums[i] : sums[i] + to_float(bias[i]), out + i);
-}
+// What a task has summed for a block of rows: of two panels at most.
+constexpr int kMostRows = 12;
+using Tile = float[kMostRows][kTask * kPanel];
 
 // kRows rows times kCount units of each of kPanels panels, from `unit` of `panel` on.
-template <int kFloats, typename T, typename W, int kRows, int kCount, int kPanels>
-SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t unit) {
+template <int kFloats, typename W, int kRows, int kCount, int kPanels>
+SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t panel, int64_t unit, Tile& tile) {
   using V = typename Vectors<kFloats>::Float;
   const W* weight = static_cast<const W*>(p.weight) + panel * p.K * kPanel;
   V sums[kRows][kPanels * kCount][2] = {};
@@ -74,7 +69,7 @@ SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t row
       load_unit<kFloats>(weight + (j / kCount * p.K + k) * kPanel, unit + j % kCount, weights[j]);
     }
     for (int r = 0; r < kRows; ++r) {
-      const float value = x[(row + r) * p.K + k];
+      const float value = x[r * p.K + k];
       for (int j = 0; j < kPanels * kCount; ++j) {
         sums[r][j][0] += value * weights[j][0];
         sums[r][j][1] += value * weights[j][1];
@@ -83,9 +78,9 @@ SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t row
   }
   for (int r = 0; r < kRows; ++r) {
     for (int j = 0; j < kPanels * kCount; ++j) {
-      const int64_t first = (panel + j / kCount) * kPanel + first_output<kFloats>(unit + j % kCount);
-      store<kFloats, T>(p, sums[r][j][0], row + r, first);
-      store<kFloats, T>(p, sums[r][j][1], row + r, first + kHalf);
+      float* out = tile[r] + j / kCount * kPanel + first_output<kFloats>(unit + j % kCount);
+      *reinterpret_cast<V*>(out) = sums[r][j][0];
+      *reinterpret_cast<V*>(out + kHalf) = sums[r][j][1];
     }
   }
 }
@@ -98,63 +93,72 @@ constexpr int block_units(int rows) {
   return units;
 }
 
-template <int kFloats, typename T, typename W, int kRows>
-SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t last) {
-  constexpr int kCount = block_units<kFloats>(kRows);
-  // One row has few sums: two panels at once hide the latency of its multiply-adds.
-  constexpr int kPanels = kRows == 1 && kFloats == 16 ? 2 : 1;
-  if constexpr (kPanels == 2) {
-    for (; panel + 2 <= last; panel += 2) multiply_block<kFloats, T, W, kRows, kCount, 2>(p, x, row, panel, 0);
-  }
-  for (; panel < last; ++panel) {
-    for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
-      multiply_block<kFloats, T, W, kRows, kCount, 1>(p, x, row, panel, unit);
+// The tile's first `count` outputs of each row, with bias, in the output's type.
+template <typename T>
+void store(const LinearParams& p, const Tile& tile, int64_t row, int64_t rows, int64_t first, int64_t count) {
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t r = 0; r < rows; ++r) {
+    T* out = static_cast<T*>(p.out) + (row + r) * p.N + first;
+    if (bias == nullptr) {
+      for (int64_t i = 0; i < count; ++i) from_float(tile[r][i], out + i);
+    } else {
+      for (int64_t i = 0; i < count; ++i) from_float(tile[r][i] + to_float(bias[first + i]), out + i);
     }
   }
 }
 
+void store_tile(const LinearParams& p, const Tile& tile, int64_t row, int64_t rows, int64_t panel, int64_t panels) {
+  const int64_t first = panel * kPanel, count = std::min<int64_t>(panels * kPanel, p.N - first);
+  if (p.dtype == DType::kFloat32) return store<float>(p, tile, row, rows, first, count);
+  if (p.dtype == DType::kBFloat16) return store<BFloat16>(p, tile, row, rows, first, count);
+  store<Float16>(p, tile, row, rows, first, count);
+}
+
+template <int kFloats, typename W, int kRows>
+SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t last) {
+  constexpr int kCount = block_units<kFloats>(kRows);
+  // One row has few sums: two panels at once hide the latency of its multiply-adds.
+  constexpr int kPanels = kRows == 1 && kFloats == 16 ? 2 : 1;
+  Tile tile;
+  x += row * p.K;
+  if constexpr (kPanels == 2) {
+    for (; panel + 2 <= last; panel += 2) {
+      multiply_block<kFloats, W, kRows, kCount, 2>(p, x, panel, 0, tile);
+      store_tile(p, tile, row, kRows, panel, 2);
+    }
+  }
+  for (; panel < last; ++panel) {
+    for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
+      multiply_block<kFloats, W, kRows, kCount, 1>(p, x, panel, unit, tile);
+    }
+    store_tile(p, tile, row, kRows, panel, 1);
+  }
+}
+
 // `count` rows, kRows at most.
-template <int kFloats, typename T, typename W, int kRows>
+template <int kFloats, typename W, int kRows>
 SB_INLINE void multiply_some(const LinearParams& p, const float* x, int64_t row, int64_t count, int64_t first,
                              int64_t last) {
-  if (count == kRows) return multiply_rows<kFloats, T, W, kRows>(p, x, row, first, last);
-  if constexpr (kRows > 1) multiply_some<kFloats, T, W, kRows - 1>(p, x, row, count, first, last);
+  if (count == kRows) return multiply_rows<kFloats, W, kRows>(p, x, row, first, last);
+  if constexpr (kRows > 1) multiply_some<kFloats, W, kRows - 1>(p, x, row, count, first, last);
 }
 
 // All rows, in parts of equal size.
-template <int kFloats, typename T, typename W>
+template <int kFloats, typename W>
 SB_INLINE void multiply(const LinearParams& p, const float* x, int64_t first, int64_t last) {
-  constexpr int kMost = kFloats == 16 ? 12 : 6;
+  constexpr int kMost = kFloats == 16 ? kMostRows : 6;
   int64_t row = 0;
   for (int64_t parts = (p.rows + kMost - 1) / kMost; parts > 0; --parts) {
     const int64_t count = (p.rows - row + parts - 1) / parts;
-    multiply_some<kFloats, T, W, kMost>(p, x, row, count, first, last);
+    multiply_some<kFloats, W, kMost>(p, x, row, count, first, last);
     row += count;
   }
 }
 
-using Task = void (*)(const LinearParams&, const float*, int64_t, int64_t);
-
-#define SB_LINEAR_TASK(name, T, W)                                                                  \
-  SB_VECTOR_VERSIONS(void name(const LinearParams& p, const float* x, int64_t first, int64_t last), \
-                     (multiply<kFloats, T, W>(p, x, first, last)))
-SB_LINEAR_TASK(float32_float32, float, float)
-SB_LINEAR_TASK(float32_bfloat16, float, BFloat16)
-SB_LINEAR_TASK(bfloat16_float32, BFloat16, float)
-SB_LINEAR_TASK(bfloat16_bfloat16, BFloat16, BFloat16)
-SB_LINEAR_TASK(float16_float32, Float16, float)
-SB_LINEAR_TASK(float16_bfloat16, Float16, BFloat16)
-#undef SB_LINEAR_TASK
-
-// A function of several versions is only an address where its type is known.
-constexpr Task choose(bool narrow, Task bfloat16, Task float32) { return narrow ? bfloat16 : float32; }
-
-Task task_for(DType dtype, DType weight_dtype) {
-  const bool narrow = weight_dtype == DType::kBFloat16;
-  if (dtype == DType::kFloat32) return choose(narrow, float32_bfloat16, float32_float32);
-  if (dtype == DType::kBFloat16) return choose(narrow, bfloat16_bfloat16, bfloat16_float32);
-  return choose(narrow, float16_bfloat16, float16_float32);
-}
+SB_VECTOR_VERSIONS(void multiply_float32(const LinearParams& p, const float* x, int64_t first, int64_t last),
+                   (multiply<kFloats, float>(p, x, first, last)))
+SB_VECTOR_VERSIONS(void multiply_bfloat16(const LinearParams& p, const float* x, int64_t first, int64_t last),
+                   (multiply<kFloats, BFloat16>(p, x, first, last)))
 
 // The rows as float32: as they are, or converted into `buffer`.
 const float* rows_of(const LinearParams& p, std::vector<float>& buffer) {
@@ -176,10 +180,12 @@ const float* rows_of(const LinearParams& p, std::vector<float>& buffer) {
 void linear(const LinearParams& p) {
   thread_local std::vector<float> buffer;
   const float* x = rows_of(p, buffer);
-  const Task task = task_for(p.dtype, p.weight_dtype);
+  const bool narrow = p.weight_dtype == DType::kBFloat16;
   const int64_t panels = (p.N + kPanel - 1) / kPanel, tasks = (panels + kTask - 1) / kTask;
-  parallel_for(tasks, linear_microseconds(p),
-               [&](int64_t i) { task(p, x, i * kTask, std::min(panels, (i + 1) * kTask)); });
+  parallel_for(tasks, linear_microseconds(p), [&](int64_t i) {
+    const int64_t first = i * kTask, last = std::min(panels, first + kTask);
+    narrow ? multiply_bfloat16(p, x, first, last) : multiply_float32(p, x, first, last);
+  });
 }
 
 }  // namespace specbranch::cpu
