@@ -104,7 +104,8 @@ def test_every_op_with_a_cuda_kernel_has_a_case() -> None:
         for line in sources.splitlines()
         if line.strip().rstrip(")").endswith(".cu") and "/common/" not in line
     }
-    assert {case.op for case in CASES} == folders
+    # A single thread that reads a clock: there is nothing to compare it with.
+    assert {case.op for case in CASES} | {"stopwatch"} == folders
 
 
 def test_cases_come_in_turns() -> None:
