@@ -53,17 +53,38 @@ SB_INLINE void load_unit(const BFloat16* panel, int64_t unit, typename Vectors<k
   weights[1] = (typename V::Float)(typename V::Bits)(words & 0xFFFF0000u);
 }
 
+constexpr int64_t kAhead = 32;  // of the weights that are multiplied, those of this many k further on are fetched
+
 // What a task has summed for a block of rows: of two panels at most.
 constexpr int kMostRows = 12;
 using Tile = float[kMostRows][kTask * kPanel];
 
-// kRows rows times kCount units of each of kPanels panels, from `unit` of `panel` on.
+// kRows rows times kCount units of each of kPanels panels, from `unit` of `panel` on, summed for k in [begin, end).
 template <int kFloats, typename W, int kRows, int kCount, int kPanels>
-SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t panel, int64_t unit, Tile& tile) {
+SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t panel, int64_t unit, int64_t begin,
+                              int64_t end, Tile& tile) {
   using V = typename Vectors<kFloats>::Float;
   const W* weight = static_cast<const W*>(p.weight) + panel * p.K * kPanel;
+  const auto at = [&](int r, int j) {
+    return reinterpret_cast<V*>(tile[r] + j / kCount * kPanel + first_output<kFloats>(unit + j % kCount));
+  };
   V sums[kRows][kPanels * kCount][2] = {};
-  for (int64_t k = 0; k < p.K; ++k) {
+  if (begin > 0) {
+    for (int r = 0; r < kRows; ++r) {
+      for (int j = 0; j < kPanels * kCount; ++j) {
+        sums[r][j][0] = *at(r, j);
+        sums[r][j][1] = at(r, j)[kHalf / kFloats];
+      }
+    }
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    // One row asks for the next line fast enough for the hardware to see a stream; several do not, least of all in
+    // every other line.
+    if constexpr (kRows > 1) {
+      for (int64_t line = 0; line < kPanel; line += 64 / static_cast<int64_t>(sizeof(W))) {
+        __builtin_prefetch(weight + (k + kAhead) * kPanel + line);
+      }
+    }
     V weights[kPanels * kCount][2];
     for (int j = 0; j < kPanels * kCount; ++j) {
       load_unit<kFloats>(weight + (j / kCount * p.K + k) * kPanel, unit + j % kCount, weights[j]);
@@ -78,9 +99,8 @@ SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t pan
   }
   for (int r = 0; r < kRows; ++r) {
     for (int j = 0; j < kPanels * kCount; ++j) {
-      float* out = tile[r] + j / kCount * kPanel + first_output<kFloats>(unit + j % kCount);
-      *reinterpret_cast<V*>(out) = sums[r][j][0];
-      *reinterpret_cast<V*>(out + kHalf) = sums[r][j][1];
+      *at(r, j) = sums[r][j][0];
+      at(r, j)[kHalf / kFloats] = sums[r][j][1];
     }
   }
 }
@@ -123,13 +143,19 @@ SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row,
   x += row * p.K;
   if constexpr (kPanels == 2) {
     for (; panel + 2 <= last; panel += 2) {
-      multiply_block<kFloats, W, kRows, kCount, 2>(p, x, panel, 0, tile);
+      multiply_block<kFloats, W, kRows, kCount, 2>(p, x, panel, 0, 0, p.K, tile);
       store_tile(p, tile, row, kRows, panel, 2);
     }
   }
   for (; panel < last; ++panel) {
-    for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
-      multiply_block<kFloats, W, kRows, kCount, 1>(p, x, panel, unit, tile);
+    // Where a panel takes several passes, they alternate: one that reads half of the lines of the whole panel comes
+    // from far away twice.
+    constexpr int64_t kStep = kCount == kUnits<kFloats> ? INT64_MAX : 128;
+    for (int64_t begin = 0; begin < p.K; begin += std::min(kStep, p.K)) {
+      const int64_t end = std::min(begin + std::min(kStep, p.K), p.K);
+      for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
+        multiply_block<kFloats, W, kRows, kCount, 1>(p, x, panel, unit, begin, end, tile);
+      }
     }
     store_tile(p, tile, row, kRows, panel, 1);
   }
