@@ -10,6 +10,7 @@ from specbranch import Engine, SamplingParams, demo_pair
 from specbranch.prompts import humaneval
 
 NUM_PROMPTS, NEW_TOKENS = 50, 32
+BASELINES = ["adaedl", "pearl", "lookahead", "ngram"]
 SPECBRANCH = [
     (gamma, k_max, stage, verify)
     for gamma in (1, 4, 8)
@@ -62,7 +63,22 @@ def test_specbranch_equals_ar(gamma: int, k_max: int, stage: str, verify: str) -
     assert outputs == _plain()
 
 
-@pytest.mark.parametrize("settings", [{"policy": "sps"}, {}, {"draft_stage": "serial"}], ids=str)
+@pytest.mark.parametrize("verify", ["rejection", "coupled"])
+@pytest.mark.parametrize("policy", BASELINES)
+def test_baselines_equal_ar(policy: str, verify: str) -> None:
+    assert _outputs(policy=policy, gamma=4, verify=verify) == _plain()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"policy": "sps"},
+        {},
+        {"draft_stage": "serial"},
+        *[{"policy": policy, "gamma": 4} for policy in BASELINES],
+    ],
+    ids=str,
+)
 def test_coupled_equals_ar_at_temperature_one(settings: dict) -> None:
     assert _outputs(1.0, verify="coupled", **settings) == _plain(1.0, "coupled")
     assert _plain(1.0, "coupled") != _plain()
