@@ -172,6 +172,7 @@ def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
         "ar": [],
         "sps": ["gamma", "verify", "epsilon"],
         "specbranch": ["gamma", "k_max", "epsilon", "draft_stage", "verify"],
+        "fanout": ["gamma", "k_max", "epsilon", "verify"],
         "pearl": ["gamma", "verify"],
         "adaedl": ["gamma", "verify", "epsilon"],
         "lookahead": ["gamma", "k_max", "window", "verify"],

@@ -191,7 +191,7 @@ def draft_until(
     inputs = torch.tensor(tokens, dtype=torch.int64)
     taken, unsure = 0, False
     while taken < steps and not unsure:
-        drawn = _step(state, inputs, None, 1, taken, sampler, position + taken, out)
+        drawn = take_step(state, inputs, None, 1, taken, sampler, position + taken, out)
         inputs, taken = drawn.token, taken + 1
         if int(drawn.token) < 0:
             raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
@@ -200,14 +200,14 @@ def draft_until(
     return taken, unsure
 
 
-def _step(
+def take_step(
     state: DecoderState,
     inputs: torch.Tensor,
     parents: Sequence[int] | None,
     width: int,
     step: int,
     sampler: Sampler,
-    position: int,
+    position: int | torch.Tensor,
     out: DraftBuffers,
 ) -> ops.SampleResult:
     """One forward and ``width`` draws, kept in ``out``; a chain (no parents) is committed."""
@@ -236,7 +236,7 @@ def _one_by_one(
     parents: list[int] | None = [-1] * branches if branches else None
     alive = torch.ones(width, dtype=torch.bool, device=out.tokens.device)
     for step in range(steps):
-        drawn = _step(state, inputs, parents, width, step, sampler, position + step, out)
+        drawn = take_step(state, inputs, parents, width, step, sampler, position + step, out)
         if branches:
             parents = list(range(step * branches, (step + 1) * branches))
         alive &= confidence_of(drawn) >= stop_below

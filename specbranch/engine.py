@@ -106,8 +106,8 @@ class Engine:
         target: the model whose distribution is kept, any ``CausalLM``.
         draft: the small model that guesses; not needed by ``ar``, ``ngram`` and ``lookahead``.
         tokenizer: None takes and gives token ids only.
-        policy: ``"ar"``, ``"sps"``, ``"specbranch"``, ``"pearl"``, ``"adaedl"``, ``"lookahead"`` or
-            ``"ngram"``; see ``policies``.
+        policy: ``"ar"``, ``"sps"``, ``"specbranch"``, ``"fanout"``, ``"pearl"``, ``"adaedl"``,
+            ``"lookahead"`` or ``"ngram"``; see ``policies``.
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.

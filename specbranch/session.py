@@ -27,8 +27,10 @@ class Settings:
 
     Args:
         gamma: draft length, tokens drafted ahead in one stage.
-        k_max: most branches grown at the branch point.
-        epsilon: confidence (the draft's max probability) below which it is not trusted.
+        k_max: most branches grown at the branch point (``fanout``: at all points together;
+            ``lookahead``: most n-grams verified).
+        epsilon: confidence (the draft's max probability) below which it is not trusted
+            (``adaedl``: the estimated acceptance, at first).
         draft_stage: after a rejection or a miss, ``"serial"`` drafts a chain while the target
             waits (the paper), ``"overlap"`` goes straight to a branch stage.
         verify: ``"rejection"`` sampling, or ``"coupled"`` Gumbel noise (same sequence as ``ar``).
@@ -199,13 +201,14 @@ class Session:
             self.target = target.new_state(self.total, nodes)
             self._draft = None
             if draft is not None:
-                self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
+                self._draft = draft.new_state(self.total, gamma * (k_max + 1) + 2)
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
         self._judge = Judge(params, settings, target.device, max_rows=max(nodes, gamma + 1))
         if draft is not None:
-            self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
+            rows = max(k_max, gamma + 1)
+            self.draft_sampler = Sampler(params, settings.draw, rows, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
             self._buffers = [
                 DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
@@ -254,9 +257,9 @@ class Session:
     def draft_chain(self, epsilon: float = 0.0) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's confidence is below ``epsilon``."""
         room = min(self.settings.gamma, self.chain_room())
-        out = self._next_buffers()
+        out = self.next_buffers()
         steps = draft_steps(
-            self.draft, self._missing(), 0, room, self.draft_sampler, self.length, epsilon, out
+            self.draft, self.unread(), 0, room, self.draft_sampler, self.length, epsilon, out
         )
         return self._drafted(
             out, steps, steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
@@ -265,11 +268,11 @@ class Session:
     def draft_until(self, max_entropy: float) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's entropy is above ``max_entropy``."""
         room = min(self.settings.gamma, self.chain_room())
-        out = self._next_buffers()
+        out = self.next_buffers()
         return self._drafted(
             out,
             *draft_until(
-                self.draft, self._missing(), room, self.draft_sampler, self.length, max_entropy, out
+                self.draft, self.unread(), room, self.draft_sampler, self.length, max_entropy, out
             ),
         )
 
@@ -277,9 +280,9 @@ class Session:
         """Draft up to gamma tokens, at least one, that follow ``chain``."""
         first = self.length + len(chain)
         room = min(self.settings.gamma, max(1, self.total - first - 1))
-        out = self._next_buffers()
+        out = self.next_buffers()
         steps = draft_steps(
-            self.draft, self._missing(chain.tokens), 0, room, self.draft_sampler, first, 0.0, out
+            self.draft, self.unread(chain.tokens), 0, room, self.draft_sampler, first, 0.0, out
         )
         return self._drafted(out, steps)
 
@@ -308,7 +311,7 @@ class Session:
         if num_branches == 0:
             raise ValueError(f"draft gave NaN logits for position {branch_point}")
         candidates = found.candidates[0, :num_branches].tolist()
-        out = self._next_buffers()
+        out = self.next_buffers()
         room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
         steps = draft_steps(
             self.draft, candidates, num_branches, room, self.draft_sampler, branch_point + 1,
@@ -337,7 +340,7 @@ class Session:
             next_logits=branches.logits[num_kept, idx] if more else None,
         )
 
-    def _missing(self, chain: Sequence[int] = ()) -> list[int]:
+    def unread(self, chain: Sequence[int] = ()) -> list[int]:
         """What the draft has not seen of ``X + chain``."""
         start, committed = self.draft.length, self.length
         if start >= committed:
@@ -346,13 +349,14 @@ class Session:
 
     def _catch_up(self, chain: Chain) -> torch.Tensor:
         """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
-        missing = self._missing(chain.tokens)
+        missing = self.unread(chain.tokens)
         self.stats.draft_forwards += 1
         logits = self.draft.forward(torch.tensor(missing, dtype=torch.int64)).logits[-1:]
         self.draft.commit(range(len(missing)))
         return logits
 
-    def _next_buffers(self) -> DraftBuffers:
+    def next_buffers(self) -> DraftBuffers:
+        """Buffers for a drafting stage, not those of the stage before."""
         self._flip ^= 1
         return self._buffers[self._flip]
 
@@ -466,10 +470,10 @@ class Session:
         stats.rolled_back += len(chain) - accepted
         if plain:
             last = "plain"
-        elif rejected:
-            last = "recovered"
+        elif verdict.survivor >= 0:
+            last = "branch"
         else:
-            last = "branch" if verdict.survivor >= 0 else "bonus"
+            last = "recovered" if rejected else "bonus"
         committed = Committed(
             [*chain.tokens[:accepted], *own], ["chain"] * accepted + [last] * len(own)
         )

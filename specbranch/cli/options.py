@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
-POLICIES = ("ar", "sps", "specbranch", "pearl", "adaedl", "lookahead", "ngram")
+POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")

@@ -13,6 +13,7 @@ from ..predictor import Predictor
 from ..session import Committed, Session, Settings
 from .adaedl import AdaEdl
 from .ar import Autoregressive
+from .fanout import FanOut
 from .lookahead import Lookahead
 from .ngram import PromptLookup
 from .pearl import Pearl
@@ -48,12 +49,14 @@ POLICIES: dict[str, Callable[[Predictor | None], Policy]] = {
     "adaedl": lambda predictor: AdaEdl(),
     "lookahead": lambda predictor: Lookahead(),
     "ngram": lambda predictor: PromptLookup(),
+    "fanout": lambda predictor: FanOut(),
 }
 
 __all__ = [
     "POLICIES",
     "AdaEdl",
     "Autoregressive",
+    "FanOut",
     "Lookahead",
     "Pearl",
     "Policy",
