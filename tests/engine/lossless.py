@@ -56,13 +56,15 @@ CASES = [
 # "ar" (test_baselines.py), so fewer runs will do.
 CASES += [
     Case("adaedl", epsilon=0.6),
-    Case("adaedl", "coupled", epsilon=0.6, runs=2000),
-    Case("pearl"),
-    Case("pearl", "coupled", runs=2000),
-    Case("ngram", prompt=PHRASES),
-    Case("ngram", "coupled", prompt=PHRASES, runs=2000),
-    Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=4000),
-    Case("lookahead", "coupled", prompt=PHRASES, skip=1, more=8, runs=2000),
+    Case("adaedl", "coupled", epsilon=0.6, runs=1500),
+    Case("pearl", runs=4500),
+    Case("pearl", "coupled", runs=1500),
+    Case("fanout", runs=4500),
+    Case("fanout", "coupled", runs=1500),
+    Case("ngram", prompt=PHRASES, runs=3000),
+    Case("ngram", "coupled", prompt=PHRASES, runs=1500),
+    Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=3000),
+    Case("lookahead", "coupled", prompt=PHRASES, skip=1, more=8, runs=1500),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The policies of other papers: what makes each of them itself, and the tokens of ``ar``."""
+"""The policies beside SpecBranch: what makes each of them itself, and the tokens of ``ar``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from specbranch import Engine, SamplingParams
 from specbranch.lanes import SerialLanes
 from specbranch.policies.adaedl import AdaEdl
+from specbranch.policies.fanout import FanOut, spread
 from specbranch.policies.lookahead import Lookahead, Pool, tree_of
 from specbranch.policies.ngram import PromptLookup
 from specbranch.policies.pearl import Pearl
@@ -18,7 +19,7 @@ from specbranch.stats import Stats
 from specbranch.testing.table_model import TableModel
 
 VOCAB, PROMPT = 11, [3, 4, 5]
-BASELINES = ["adaedl", "pearl", "lookahead", "ngram"]
+BASELINES = ["adaedl", "pearl", "lookahead", "ngram", "fanout"]
 ALONE = ["lookahead", "ngram"]  # no draft, and no random number in their guesses
 
 
@@ -78,7 +79,7 @@ def test_guesses_change_no_draw(policy: str, cut: dict) -> None:
         assert tried.generate(PROMPT, params).tokens == wanted
 
 
-@pytest.mark.parametrize("policy", BASELINES)
+@pytest.mark.parametrize("policy", [name for name in BASELINES if name != "fanout"])
 def test_every_drafted_token_is_accounted_for(policy: str) -> None:
     target, draft = models()
     tried = engine(policy, target, draft, epsilon=0.4)
@@ -106,7 +107,7 @@ def test_no_draft_is_needed_and_none_is_called(policy: str) -> None:
     assert tried.generate(PROMPT).tokens == engine("ar", target, None).generate(PROMPT).tokens
 
 
-@pytest.mark.parametrize("policy", ["adaedl", "pearl"])
+@pytest.mark.parametrize("policy", ["adaedl", "pearl", "fanout"])
 def test_a_draft_is_needed(policy: str) -> None:
     with pytest.raises(ValueError, match=f"draft was None; policy '{policy}' needs a draft"):
         Engine(models()[0], policy=policy)
@@ -282,3 +283,56 @@ def test_ngrams_share_their_beginnings() -> None:
     assert tree + Guesses([9, 9], [-1, 0]) == Guesses(
         [1, 2, 3, 4, 2, 2, 9, 9], [-1, 0, 1, 1, -1, 4, -1, 6]
     )
+
+
+# ---------------------------------------------------------------- fanout
+
+
+def test_fanout_spreads_its_budget_where_the_chain_may_break() -> None:
+    assert spread([0.9, 0.9, 0.9, 0.9], 10) == [1, 1, 1, 7]
+    assert spread([0.2, 0.9, 0.9], 10) == [8, 0, 2]
+    assert spread([1.0, 0.5, 1.0], 10) == [0, 5, 5]
+    assert spread([0.3], 4) == [4]
+    assert spread([0.0, 0.0, 0.0], 3) == [2, 0, 1]  # the last point always has one
+
+
+def test_fanout_settles_a_share_without_looking_ahead() -> None:
+    """Losslessness: what stands behind a point must not reach its share."""
+    rng = random.Random(1)
+    for _ in range(200):
+        confidence = [rng.random() for _ in range(6)]
+        shares = spread(confidence, 12)
+        assert sum(shares) == 12 and min(shares) >= 0 and shares[-1] >= 1
+        for at in range(5):
+            changed = confidence[: at + 1] + [rng.random() for _ in range(5 - at)]
+            assert spread(changed, 12)[: at + 1] == shares[: at + 1]
+
+
+def test_fanout_has_the_continuation_of_a_rejection_ready() -> None:
+    target, draft = models(scale=1.2)
+    session, policy = open_session(target, draft, gamma=4, k_max=8, epsilon=0.0), FanOut()
+    bridged = 0
+    for _ in range(25):
+        before = len(policy._chain)
+        committed = policy.round(session)
+        broken = committed.origins.count("chain") < before
+        hit = committed.origins[-1] == "branch"
+        assert hit == (len(policy._chain) > 0)
+        bridged += broken and hit
+        # Both caches hold the text but for its last token.
+        assert session.target.length == session.draft.length == session.length - 1
+        assert session.draft._prefix == session.tokens[:-1]
+    assert bridged >= 3
+
+
+def test_fanout_accounts_for_every_drafted_token() -> None:
+    tried = engine("fanout", *models(), epsilon=0.4)
+    params = SamplingParams(max_new_tokens=400, temperature=1.0)
+    result = tried.generate(PROMPT, params)
+    stats = result.stats
+    in_flight = stats.drafted - stats.accepted - stats.rolled_back - stats.pruned
+    assert 0 <= in_flight <= tried.settings.gamma
+    assert stats.target_forwards == stats.rounds == stats.branch_points
+    assert stats.committed == stats.accepted + stats.rounds - stats.branch_hits
+    assert stats.accepted == stats.accepted_chain + stats.branch_hits
+    assert stats.sibling_tokens > 0 and 0 < stats.branch_hit_rate < 1
