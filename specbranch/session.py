@@ -405,7 +405,7 @@ class Session:
         verdict = Verdict(*self._judge.judge(target_logits, chain, candidates, self.length))
         self._check_verdict(verdict, len(chain))
         if self._hidden is not None:
-            self._hidden = self._hidden[verdict.num_accepted]
+            self._hidden = self._hidden[: verdict.num_accepted + 1][-1]
         self.stats.target_seconds += time.perf_counter() - started
         return verdict
 

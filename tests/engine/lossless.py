@@ -55,7 +55,7 @@ CASES = [
 # In coupled mode, and where nothing is drafted at random, more is known: the sequence is that of
 # "ar" (test_baselines.py), so fewer runs will do.
 CASES += [
-    Case("adaedl", epsilon=0.6),
+    Case("adaedl", epsilon=0.6, runs=4500),
     Case("adaedl", "coupled", epsilon=0.6, runs=1500),
     Case("pearl", runs=4500),
     Case("pearl", "coupled", runs=1500),

@@ -278,6 +278,13 @@ def test_a_predictor_has_its_place(keep: Keep) -> None:
     assert num_kept(keep, [0.9, 0.6, 0.4, 0.9], 0.5) == {0: 0, 1: 2, 2: 4}[int(keep)]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_predictor_may_be_given_to_any_policy(policy: str) -> None:
+    target, draft = _pair()
+    engine = Engine(_Featured(target.table), draft, policy=policy, predictor=_Class(Keep.ALL))
+    assert engine.generate(PROMPT).tokens == Engine(target, policy="ar").generate(PROMPT).tokens
+
+
 BAD_PARAMS = [
     ({"max_new_tokens": 0}, ValueError, "max_new_tokens was 0"),
     ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens was 1.5"),

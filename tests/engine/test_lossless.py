@@ -189,7 +189,7 @@ def first_token_ahead_unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hedge_for_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a rejection, commit what was hedged first (the draft's next best), whatever was drawn."""
+    """After a rejection, commit the hedge (the draft's next best token), whatever was drawn."""
     right = Session.verify
 
     def wrong(
@@ -216,7 +216,7 @@ MISTAKES = [
     (argmax_residual, Case("specbranch", draft_stage="serial")),
     (guesses_as_samples, Case("ngram", prompt=PHRASES, runs=2000)),
     (each_guess_on_its_own, Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=1500)),
-    (surprise_for_entropy, Case("adaedl", epsilon=0.6)),
+    (surprise_for_entropy, Case("adaedl", epsilon=0.6, runs=4500)),
     (first_token_ahead_unjudged, Case("pearl", runs=1500)),
     (hedge_for_recovered, Case("fanout", runs=1500)),
 ]
