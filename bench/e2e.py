@@ -315,6 +315,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--epsilon", type=float, nargs="+", default=[])
     add("--draft-stage", nargs="+", default=[], choices=("serial", "overlap"))
     add("--verify", nargs="+", default=[], choices=("rejection", "coupled"))
+    add("--max-ngram", type=int, nargs="+", default=[], help="of the policy ngram")
+    add("--window", type=int, nargs="+", default=[], help="of the policy lookahead")
     add("--repeats", type=int, default=1, help="runs of a method on a prompt; the median counts")
     add("--seed", type=int, default=0, help="of the first prompt; the next ones count up")
     add("--threads", type=int, default=num_cores(), help="CPU cores for every method")

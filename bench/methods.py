@@ -172,6 +172,11 @@ def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
         "ar": [],
         "sps": ["gamma", "verify", "epsilon"],
         "specbranch": ["gamma", "k_max", "epsilon", "draft_stage", "verify"],
+        "fanout": ["gamma", "k_max", "epsilon", "verify"],
+        "pearl": ["gamma", "verify"],
+        "adaedl": ["gamma", "verify", "epsilon"],
+        "lookahead": ["gamma", "k_max", "window", "verify"],
+        "ngram": ["gamma", "max_ngram", "verify"],
     }[policy]
     keys = [key for key in concerns if getattr(args, key)]
     values = itertools.product(*(getattr(args, key) for key in keys))

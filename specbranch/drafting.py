@@ -165,6 +165,62 @@ def confidence_of(drawn: ops.SampleResult) -> torch.Tensor:
     return confidence
 
 
+def entropy_of(drawn: ops.SampleResult) -> torch.Tensor:
+    """The entropy of the draft's row, in nats: known before the token is drawn."""
+    entropy: torch.Tensor = drawn.entropy
+    return entropy
+
+
+def draft_until(
+    state: DecoderState,
+    tokens: Sequence[int],
+    steps: int,
+    sampler: Sampler,
+    position: int,
+    max_entropy: float,
+    out: DraftBuffers,
+) -> tuple[int, bool]:
+    """Draft a chain behind ``tokens``, up to ``steps`` long, as ``draft_steps`` does.
+
+    Ends early after a step whose entropy is above ``max_entropy``; returns how many steps were
+    taken, and whether it ended early.
+
+    Raises:
+        ValueError: the draft gave a NaN logit; the message names the position.
+    """
+    inputs = torch.tensor(tokens, dtype=torch.int64)
+    taken, unsure = 0, False
+    while taken < steps and not unsure:
+        drawn = take_step(state, inputs, None, 1, taken, sampler, position + taken, out)
+        inputs, taken = drawn.token, taken + 1
+        if int(drawn.token) < 0:
+            raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
+        unsure = float(entropy_of(drawn)) > max_entropy
+    out.fetch()
+    return taken, unsure
+
+
+def take_step(
+    state: DecoderState,
+    inputs: torch.Tensor,
+    parents: Sequence[int] | None,
+    width: int,
+    step: int,
+    sampler: Sampler,
+    position: int | torch.Tensor,
+    out: DraftBuffers,
+) -> ops.SampleResult:
+    """One forward and ``width`` draws, kept in ``out``; a chain (no parents) is committed."""
+    rows = out.logits[step, :width]
+    rows.copy_(state.forward(inputs, parents).logits[-width:])
+    if parents is None:
+        state.commit(range(len(inputs)))
+    drawn = sampler.draw_drafts(rows, sampler.cut(rows, out.cutoff[step, :width]), position)
+    out.tokens[step, :width] = drawn.token
+    out.confidence[step, :width] = confidence_of(drawn)
+    return drawn
+
+
 def _one_by_one(
     state: DecoderState,
     tokens: Sequence[int],
@@ -180,16 +236,9 @@ def _one_by_one(
     parents: list[int] | None = [-1] * branches if branches else None
     alive = torch.ones(width, dtype=torch.bool, device=out.tokens.device)
     for step in range(steps):
-        rows = out.logits[step, :width]
-        rows.copy_(state.forward(inputs, parents).logits[-width:])
+        drawn = take_step(state, inputs, parents, width, step, sampler, position + step, out)
         if branches:
             parents = list(range(step * branches, (step + 1) * branches))
-        else:
-            state.commit(range(len(inputs)))
-        cutoff = sampler.cut(rows, out.cutoff[step, :width])
-        drawn = sampler.draw_drafts(rows, cutoff, position + step)
-        out.tokens[step, :width] = drawn.token
-        out.confidence[step, :width] = confidence_of(drawn)
         alive &= confidence_of(drawn) >= stop_below
         if not alive.any() or int(drawn.token.min()) < 0:
             return step + 1

@@ -12,7 +12,7 @@ from typing import TypeVar
 from . import ops
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM
-from .policies import POLICIES, Policy
+from .policies import POLICIES, Policy, TreePolicy
 from .predictor import Predictor
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
@@ -103,11 +103,13 @@ class Engine:
 
     Args:
         target: the model whose distribution is kept, any ``CausalLM``.
-        draft: the small model that guesses; not needed by ``policy="ar"``. It may be on another
-            device than the target.
+        draft: the small model that guesses; not needed by ``ar``, ``ngram`` and ``lookahead``. It
+            may be on another device than the target.
         tokenizer: None takes and gives token ids only.
-        policy: ``"ar"``, ``"sps"`` or ``"specbranch"``.
-        gamma, k_max, epsilon, draft_stage, verify: see ``Settings``; None takes its default.
+        policy: ``"ar"``, ``"sps"``, ``"specbranch"``, ``"fanout"``, ``"pearl"``, ``"adaedl"``,
+            ``"lookahead"`` or ``"ngram"``; see ``policies``.
+        gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
+            its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
         predictor: H-RAD; None lets the draft's confidence decide alone.
         threads: CPU cores to use, all by default.
@@ -134,6 +136,8 @@ class Engine:
         epsilon: float | None = None,
         draft_stage: str | None = None,
         verify: str | None = None,
+        max_ngram: int | None = None,
+        window: int | None = None,
         max_seq_len: int | None = None,
         predictor: Predictor | None = None,
         threads: int | None = None,
@@ -149,6 +153,8 @@ class Engine:
             "epsilon": epsilon,
             "draft_stage": draft_stage,
             "verify": verify,
+            "max_ngram": max_ngram,
+            "window": window,
         }
         self.settings = Settings(**{key: val for key, val in given.items() if val is not None})  # type: ignore[arg-type]
         method = self._new_policy(policy, predictor)
@@ -156,6 +162,9 @@ class Engine:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
         self.target, self.draft = target, draft if method.needs_draft else None
         self.tokenizer, self.policy, self.predictor = tokenizer, policy, predictor
+        self._target_nodes = None
+        if isinstance(method, TreePolicy):
+            self._target_nodes = method.target_nodes(self.settings)
         _check_vocabularies(target, self.draft, tokenizer)
         self.max_seq_len = self._max_seq_len(max_seq_len)
         if threads is not None:
@@ -311,6 +320,7 @@ class Engine:
             self.settings,
             self.lanes,
             hidden_layers=hidden_layers,
+            target_nodes=self._target_nodes,
             states=runner.take_states() if runner is not None else None,
         )
         eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)

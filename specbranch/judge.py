@@ -25,11 +25,14 @@ class Judge:
     Args:
         params, settings: of the request.
         device: of the target's logits.
+        max_rows: most rows of logits at a time.
     """
 
-    def __init__(self, params: SamplingParams, settings: Settings, device: torch.device) -> None:
+    def __init__(
+        self, params: SamplingParams, settings: Settings, device: torch.device, max_rows: int
+    ) -> None:
         self._gamma, self._draw, self._where = settings.gamma, settings.draw, device
-        self._sampler = Sampler(params, settings.draw, settings.gamma + 1, device)
+        self._sampler = Sampler(params, settings.draw, max_rows, device)
         self._host = torch.zeros(settings.gamma + settings.k_max + 2, dtype=torch.int32)
         self._device = self._host.to(device)
         # Writing and reading through NumPy costs a tenth of a torch operation.
@@ -45,6 +48,10 @@ class Judge:
 
         ``target_logits [m + 1, V]``; ``position`` is that of the chain's first token.
         """
+        if chain.is_guess:
+            parents = range(-1, len(chain) - 1)
+            path, token = self.match(target_logits, chain.tokens, parents, position)
+            return len(path), token, -1
         sampler = self._sampler
         sampler.place(position)
         target_cutoff = sampler.cut(target_logits)
@@ -67,6 +74,39 @@ class Judge:
         )
         accepted, token, survivor = self._verdict.tolist()
         return accepted, token, survivor
+
+    def match(
+        self,
+        target_logits: torch.Tensor,
+        tokens: Sequence[int],
+        parents: Sequence[int],
+        position: int,
+    ) -> tuple[list[int], int]:
+        """Accepted nodes from the root down, and the target's token after them (-1: bad row).
+
+        For a tree of tokens that were not drawn at random: the target draws at each position, and
+        the walk goes on where a child is what it drew. ``target_logits [N + 1, V]``: row 0 follows
+        the prefix, row i + 1 node i.
+        """
+        sampler, device = self._sampler, self._where
+        sampler.place(position)
+        cutoff = sampler.cut(target_logits)
+        numbers = torch.tensor([[tokens, parents]], dtype=torch.int32).view(2, 1, len(tokens))
+        numbers = numbers.to(device)
+        temperature, seed, at = sampler.row
+        accepted, path, token = ops.verify_tree(
+            target_logits.unsqueeze(0),
+            None,
+            numbers[0],
+            numbers[1],
+            torch.full((1,), len(tokens), dtype=torch.int32, device=device),
+            temperature,
+            seed,
+            at,
+            target_cutoff=None if cutoff is None else cutoff.unsqueeze(0),
+            draw=self._draw,
+        )
+        return path[0, : int(accepted)].tolist(), int(token)
 
     def _of_chain(self, rows: torch.Tensor | None) -> torch.Tensor | None:
         return None if rows is None else rows.to(self._where).unsqueeze(0)

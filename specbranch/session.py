@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import torch
 
 from . import ops
-from .drafting import DraftBuffers, Sampler, draft_steps
+from .drafting import DraftBuffers, Sampler, draft_steps, draft_until
 from .judge import Judge
 from .lanes import Lanes
-from .models.protocol import CausalLM, DecoderState
+from .models.protocol import CausalLM, DecoderState, ForwardOutput
 from .sampling_params import SamplingParams, check_float, check_int
 from .stats import Stats
 
@@ -27,11 +27,15 @@ class Settings:
 
     Args:
         gamma: draft length, tokens drafted ahead in one stage.
-        k_max: most branches grown at the branch point.
-        epsilon: confidence (the draft's max probability) below which it is not trusted.
+        k_max: most branches grown at the branch point (``fanout``: at all points together;
+            ``lookahead``: most n-grams verified).
+        epsilon: confidence (the draft's max probability) below which it is not trusted
+            (``adaedl``: the estimated acceptance, at first).
         draft_stage: after a rejection or a miss, ``"serial"`` drafts a chain while the target
             waits (the paper), ``"overlap"`` goes straight to a branch stage.
         verify: ``"rejection"`` sampling, or ``"coupled"`` Gumbel noise (same sequence as ``ar``).
+        max_ngram: longest end of the text that ``ngram`` looks up.
+        window: positions that ``lookahead`` guesses at in parallel.
     """
 
     gamma: int = 3
@@ -39,11 +43,15 @@ class Settings:
     epsilon: float = 0.1
     draft_stage: str = "overlap"
     verify: str = "rejection"
+    max_ngram: int = 3
+    window: int = 5
 
     def __post_init__(self) -> None:
         check_int("gamma", self.gamma, 1, 64)
         check_int("k_max", self.k_max, 1, 64)
         check_float("epsilon", self.epsilon, 0.0, 1.0)
+        check_int("max_ngram", self.max_ngram, 1, 64)
+        check_int("window", self.window, 1, 64)
         if self.draft_stage not in ("serial", "overlap"):
             raise ValueError(f"draft_stage was {self.draft_stage!r}; it must be serial or overlap")
         if self.verify not in ("rejection", "coupled"):
@@ -57,7 +65,11 @@ class Settings:
 
 @dataclass
 class Chain:
-    """Drafted tokens that the target verifies next, with the logits they were drawn from."""
+    """Drafted tokens that the target verifies next, with the logits they were drawn from.
+
+    Tokens without logits were not drawn at all, but looked up or otherwise guessed with no random
+    number: the target accepts each with the probability that it gives it.
+    """
 
     tokens: list[int] = field(default_factory=list)
     logits: torch.Tensor | None = None  # [m, V]
@@ -67,6 +79,51 @@ class Chain:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def is_guess(self) -> bool:
+        """Whether its tokens were guessed rather than drawn."""
+        return bool(self.tokens) and self.logits is None
+
+    def split(self, count: int) -> tuple[Chain, Chain]:
+        """The first ``count`` tokens, and the others."""
+        return self._part(slice(count)), self._part(slice(count, None))
+
+    def _part(self, part: slice) -> Chain:
+        return Chain(
+            self.tokens[part],
+            None if self.logits is None else self.logits[part],
+            None if self.cutoff is None else self.cutoff[part].contiguous(),
+        )
+
+    def __add__(self, other: Chain) -> Chain:
+        if not self.tokens:
+            return other
+        return Chain(
+            self.tokens + other.tokens,
+            _joined(self.logits, other.logits),
+            _joined(self.cutoff, other.cutoff),
+        )
+
+
+def _joined(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
+    return None if first is None or second is None else torch.cat((first, second))
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """A tree of tokens that were guessed with no random number; parent -1: follows the prefix."""
+
+    tokens: list[int]
+    parents: list[int]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __add__(self, other: Guesses) -> Guesses:
+        """Both trees behind the prefix; the nodes of ``other`` come last."""
+        moved = [parent + len(self) if parent >= 0 else -1 for parent in other.parents]
+        return Guesses(self.tokens + other.tokens, self.parents + moved)
 
 
 @dataclass
@@ -93,8 +150,8 @@ class Verdict:
     """What the target decided: ``num_accepted`` chain tokens, then ``next_token``."""
 
     num_accepted: int
-    next_token: int
-    survivor: int  # branch whose candidate is next_token, -1: none
+    next_token: int  # -1: the whole chain was accepted and the target was not asked what follows
+    survivor: int = -1  # branch whose candidate is next_token, -1: none
 
 
 @dataclass(frozen=True)
@@ -114,6 +171,7 @@ class Session:
         params, settings: what to generate and how to speculate.
         lanes: where the models run.
         hidden_layers: how many of the target's last layers a predictor wants to see.
+        target_nodes: most nodes of one target forward; None: a chain of gamma, and the last token.
         states: of target and draft, for rounds on the device, which direct the draft.
     """
 
@@ -127,6 +185,7 @@ class Session:
         lanes: Lanes,
         *,
         hidden_layers: int = 0,
+        target_nodes: int | None = None,
         states: tuple[DecoderState, DecoderState | None] | None = None,
     ) -> None:
         self.params, self.settings, self.lanes = params, settings, lanes
@@ -134,20 +193,22 @@ class Session:
         self.total = len(prompt) + params.max_new_tokens
         self.stats = Stats(prompt_tokens=len(prompt))
         gamma, k_max = settings.gamma, settings.k_max
+        nodes = gamma + 1 if target_nodes is None else target_nodes
         self._draft: DecoderState | None
         if states is not None:
             self.target, self._draft = states
         else:
-            self.target = target.new_state(self.total, gamma + 1)
+            self.target = target.new_state(self.total, nodes)
             self._draft = None
             if draft is not None:
-                self._draft = draft.new_state(self.total, max(gamma * k_max, gamma + 2))
+                self._draft = draft.new_state(self.total, gamma * (k_max + 1) + 2)
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
-        self._judge = Judge(params, settings, target.device)
+        self._judge = Judge(params, settings, target.device, max_rows=max(nodes, gamma + 1))
         if draft is not None and states is None:  # rounds on the device have buffers of their own
-            self.draft_sampler = Sampler(params, settings.draw, k_max, draft.device)
+            rows = max(k_max, gamma + 1)
+            self.draft_sampler = Sampler(params, settings.draw, rows, draft.device)
             # Two sets: a stage writes one while the chain of the stage before lives in the other.
             self._buffers = [
                 DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
@@ -186,16 +247,48 @@ class Session:
         """Longest chain worth verifying: the target always adds one token of its own."""
         return max(0, self.total - self.length - 1)
 
-    # ------------------------------------------------------------------ draft
+    # ------------------------------------------------------------------ guesses and drafts
+    def guess(self, tokens: Sequence[int]) -> Chain:
+        """A chain of tokens that were found without a draft, as many as are worth verifying."""
+        chain = Chain(list(tokens[: min(self.settings.gamma, self.chain_room())]))
+        self.stats.drafted += len(chain)
+        return chain
+
     def draft_chain(self, epsilon: float = 0.0) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's confidence is below ``epsilon``."""
-        out = self._next_buffers()
         room = min(self.settings.gamma, self.chain_room())
+        out = self.next_buffers()
         steps = draft_steps(
-            self.draft, self._missing(), 0, room, self.draft_sampler, self.length, epsilon, out
+            self.draft, self.unread(), 0, room, self.draft_sampler, self.length, epsilon, out
         )
+        return self._drafted(
+            out, steps, steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
+        )
+
+    def draft_until(self, max_entropy: float) -> Chain:
+        """Draft up to gamma tokens, stopping where the draft's entropy is above ``max_entropy``."""
+        room = min(self.settings.gamma, self.chain_room())
+        out = self.next_buffers()
+        return self._drafted(
+            out,
+            *draft_until(
+                self.draft, self.unread(), room, self.draft_sampler, self.length, max_entropy, out
+            ),
+        )
+
+    def draft_ahead(self, chain: Chain) -> Chain:
+        """Draft up to gamma tokens, at least one, that follow ``chain``."""
+        first = self.length + len(chain)
+        room = min(self.settings.gamma, max(1, self.total - first - 1))
+        out = self.next_buffers()
+        steps = draft_steps(
+            self.draft, self.unread(chain.tokens), 0, room, self.draft_sampler, first, 0.0, out
+        )
+        return self._drafted(out, steps)
+
+    def _drafted(self, out: DraftBuffers, steps: int, stopped: bool = False) -> Chain:
+        """The chain of ``steps`` steps; ``stopped``: the last one's token does not count."""
         self.stats.draft_forwards += steps
-        stopped = steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
         count = steps - stopped
         self.stats.drafted += count
         return Chain(
@@ -218,7 +311,7 @@ class Session:
         if num_branches == 0:
             raise ValueError(f"draft gave NaN logits for position {branch_point}")
         candidates = found.candidates[0, :num_branches].tolist()
-        out = self._next_buffers()
+        out = self.next_buffers()
         room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
         steps = draft_steps(
             self.draft, candidates, num_branches, room, self.draft_sampler, branch_point + 1,
@@ -247,7 +340,7 @@ class Session:
             next_logits=branches.logits[num_kept, idx] if more else None,
         )
 
-    def _missing(self, chain: Sequence[int] = ()) -> list[int]:
+    def unread(self, chain: Sequence[int] = ()) -> list[int]:
         """What the draft has not seen of ``X + chain``."""
         start, committed = self.draft.length, self.length
         if start >= committed:
@@ -256,13 +349,14 @@ class Session:
 
     def _catch_up(self, chain: Chain) -> torch.Tensor:
         """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
-        missing = self._missing(chain.tokens)
+        missing = self.unread(chain.tokens)
         self.stats.draft_forwards += 1
         logits = self.draft.forward(torch.tensor(missing, dtype=torch.int64)).logits[-1:]
         self.draft.commit(range(len(missing)))
         return logits
 
-    def _next_buffers(self) -> DraftBuffers:
+    def next_buffers(self) -> DraftBuffers:
+        """Buffers for a drafting stage, not those of the stage before."""
         self._flip ^= 1
         return self._buffers[self._flip]
 
@@ -283,13 +377,24 @@ class Session:
     # ------------------------------------------------------------------ target
     def target_forward(self, chain: Chain) -> torch.Tensor:
         """One forward over the last committed token and the chain: logits ``[m + 1, V]``."""
-        started = time.perf_counter()
-        tokens = torch.tensor([self.tokens[-1], *chain.tokens], dtype=torch.int64)
-        output = self.target.forward(tokens, hidden_layers=self._hidden_layers)
+        output = self._forward(chain.tokens, None, self._hidden_layers)
         self._hidden = output.hidden
+        return output.logits
+
+    def target_forward_tree(self, nodes: Guesses) -> torch.Tensor:
+        """One forward over the last committed token and a tree: logits ``[N + 1, V]``."""
+        parents = [-1, *(parent + 1 for parent in nodes.parents)]
+        return self._forward(nodes.tokens, parents).logits
+
+    def _forward(
+        self, tokens: Sequence[int], parents: Sequence[int] | None, hidden_layers: int = 0
+    ) -> ForwardOutput:
+        started = time.perf_counter()
+        inputs = torch.tensor([self.tokens[-1], *tokens], dtype=torch.int64)
+        output = self.target.forward(inputs, parents, hidden_layers=hidden_layers)
         self.stats.target_forwards += 1
         self.stats.target_seconds += time.perf_counter() - started
-        return output.logits
+        return output
 
     def verify(
         self, target_logits: torch.Tensor, chain: Chain, branches: Branches | None = None
@@ -298,15 +403,38 @@ class Session:
         started = time.perf_counter()
         candidates = branches.candidates if branches is not None else []
         verdict = Verdict(*self._judge.judge(target_logits, chain, candidates, self.length))
+        self._check_verdict(verdict, len(chain))
+        if self._hidden is not None:
+            self._hidden = self._hidden[: verdict.num_accepted + 1][-1]
+        self.stats.target_seconds += time.perf_counter() - started
+        return verdict
+
+    def verify_ahead(self, target_logits: torch.Tensor, chain: Chain) -> Verdict:
+        """Judge a chain whose last token the target has not read: ``[m, V]`` for m tokens.
+
+        Where all of it is accepted there is no row to draw a bonus token from, and none is drawn.
+        """
+        # ops.verify wants a row behind the chain; what it draws from this one is not used.
+        rows = torch.cat((target_logits, target_logits[-1:]))
+        verdict = self.verify(rows, chain)
+        if verdict.num_accepted < len(chain):
+            return verdict
+        return Verdict(verdict.num_accepted, next_token=-1)
+
+    def match(self, target_logits: torch.Tensor, guesses: Guesses) -> tuple[list[int], int]:
+        """Accepted nodes of a tree from the root down, then the target's token after them."""
+        started = time.perf_counter()
+        path, token = self._judge.match(target_logits, guesses.tokens, guesses.parents, self.length)
+        self._check_verdict(Verdict(len(path), token), len(guesses))
+        self.stats.target_seconds += time.perf_counter() - started
+        return path, token
+
+    def _check_verdict(self, verdict: Verdict, length: int) -> None:
         if verdict.next_token < 0:
             raise ValueError(
                 f"target or draft gave NaN logits between positions {self.length} and "
-                f"{self.length + len(chain)}"
+                f"{self.length + length}"
             )
-        if self._hidden is not None:
-            self._hidden = self._hidden[verdict.num_accepted]
-        self.stats.target_seconds += time.perf_counter() - started
-        return verdict
 
     def target_features(self) -> torch.Tensor:
         """Hidden states ``[K, d]`` of the target at the newest verified position."""
@@ -314,12 +442,25 @@ class Session:
         return self._hidden
 
     # ------------------------------------------------------------------ commit
-    def commit(self, chain: Chain, verdict: Verdict, *, plain: bool = False) -> Committed:
-        """Append what was decided; both caches keep what is still true and forget the rest."""
+    def commit(
+        self,
+        chain: Chain,
+        verdict: Verdict,
+        *,
+        plain: bool = False,
+        path: Sequence[int] | None = None,
+    ) -> Committed:
+        """Append what was decided; both caches keep what is still true and forget the rest.
+
+        ``path``: the nodes of the accepted tokens, where the target read a tree.
+        """
         accepted, stats = verdict.num_accepted, self.stats
-        self.target.commit(range(accepted + 1))
+        own = [verdict.next_token] if verdict.next_token >= 0 else []
+        nodes = range(accepted) if path is None else path
+        # The last committed token is not in the target's cache yet.
+        self.target.commit([0, *(node + 1 for node in nodes)][: accepted + len(own)])
         valid = self.length + accepted
-        if self._draft is not None and verdict.survivor < 0:
+        if self._draft is not None and own and verdict.survivor < 0:
             self.draft.rollback(min(self.draft.length, valid))
         rejected = accepted < len(chain)
         stats.rounds += 1
@@ -329,12 +470,12 @@ class Session:
         stats.rolled_back += len(chain) - accepted
         if plain:
             last = "plain"
-        elif rejected:
-            last = "recovered"
+        elif verdict.survivor >= 0:
+            last = "branch"
         else:
-            last = "branch" if verdict.survivor >= 0 else "bonus"
+            last = "recovered" if rejected else "bonus"
         committed = Committed(
-            [*chain.tokens[:accepted], verdict.next_token], ["chain"] * accepted + [last]
+            [*chain.tokens[:accepted], *own], ["chain"] * accepted + [last] * len(own)
         )
         self.tokens += committed.tokens
         stats.committed += len(committed.tokens)

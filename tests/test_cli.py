@@ -72,6 +72,10 @@ def test_json_object_is_complete(capsys, pair):
         ["--policy", "ar"],
         ["--policy", "sps", "--gamma", "3"],
         ["--policy", "specbranch", "--gamma", "2", "--k-max", "3", "--epsilon", "0.2"],
+        ["--policy", "ngram", "--max-ngram", "2"],
+        ["--policy", "lookahead", "--window", "3", "--k-max", "2"],
+        ["--policy", "pearl", "--gamma", "4"],
+        ["--policy", "adaedl", "--epsilon", "0.3"],
         ["--draft-stage", "serial"],
         ["--draft-stage", "overlap"],
         ["--verify", "coupled"],
@@ -319,6 +323,8 @@ def test_choices_are_those_of_the_library():
     from specbranch.policies import POLICIES
 
     assert set(options.POLICIES) == set(POLICIES)
+    alone = {name for name, new in POLICIES.items() if not new(None).needs_draft}
+    assert set(options.WITHOUT_DRAFT) == alone
 
 
 # --------------------------------------------------------------------------------- processes

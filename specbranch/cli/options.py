@@ -16,12 +16,16 @@ from typing import Any, NoReturn
 
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
-POLICIES = ("ar", "sps", "specbranch")
+POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
+WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Flags whose value goes to the Engine, if given; what is not given keeps the Engine's default.
-ENGINE_FLAGS = ("policy", "gamma", "k_max", "epsilon", "draft_stage", "verify", "draft_sms")
+ENGINE_FLAGS = (
+    "policy", "gamma", "k_max", "epsilon", "draft_stage", "verify", "max_ngram", "window",
+    "draft_sms",
+)  # fmt: skip
 DEVICE_FLAGS = ("device", "draft_device")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 
@@ -95,7 +99,7 @@ def name_flags(message: str) -> str:
 
 
 def _check_engine(engine: dict[str, Any]) -> None:
-    for name in ("gamma", "k_max", "draft_sms"):
+    for name in ("gamma", "k_max", "max_ngram", "window", "draft_sms"):
         if name in engine:
             check_int(name, engine[name], 1)
     if "epsilon" in engine:
@@ -109,10 +113,10 @@ def _check_together(options: Options) -> None:
     if options.draft is not None and options.target is None:
         raise UsageError("--draft was given without --target; it needs the model it drafts for")
     policy = options.engine.get("policy", "specbranch")
-    if options.target is not None and options.draft is None and policy != "ar":
+    if options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
         raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
-    if options.draft_device is not None and policy == "ar":
-        raise UsageError("--draft-device was given with --policy ar, which has no draft")
+    if options.draft_device is not None and policy in WITHOUT_DRAFT:
+        raise UsageError(f"--draft-device was given with --policy {policy}, which has no draft")
     for flag, directory in (("--target", options.target), ("--draft", options.draft)):
         if directory is not None and not directory.is_dir():
             raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
@@ -168,7 +172,11 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method (the output's distribution is the same for all)")
-    group.add_argument("--policy", choices=POLICIES, help="default specbranch")
+    group.add_argument(
+        "--policy",
+        choices=POLICIES,
+        help=f"default specbranch; {', '.join(WITHOUT_DRAFT)} need no draft model",
+    )
     group.add_argument("--gamma", type=int, metavar="N", help="draft length")
     group.add_argument("--k-max", type=int, metavar="N", help="most branches at a branch point")
     group.add_argument(
@@ -176,6 +184,8 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--draft-stage", choices=DRAFT_STAGES, help="what follows a rejection")
     group.add_argument("--verify", choices=VERIFICATIONS, help="how drafted tokens are judged")
+    group.add_argument("--max-ngram", type=int, metavar="N", help="ngram: longest end looked up")
+    group.add_argument("--window", type=int, metavar="N", help="lookahead: positions guessed at")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

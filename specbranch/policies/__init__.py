@@ -7,11 +7,16 @@ verbs it is written in are those of ``specbranch.session.Session``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ..predictor import Predictor
-from ..session import Committed, Session
+from ..session import Committed, Session, Settings
+from .adaedl import AdaEdl
 from .ar import Autoregressive
+from .fanout import FanOut
+from .lookahead import Lookahead
+from .ngram import PromptLookup
+from .pearl import Pearl
 from .specbranch import SpecBranch
 from .sps import SpeculativeSampling
 
@@ -27,10 +32,36 @@ class Policy(Protocol):
         ...
 
 
+@runtime_checkable
+class TreePolicy(Policy, Protocol):
+    """A policy whose target reads more than a chain of gamma."""
+
+    def target_nodes(self, settings: Settings) -> int:
+        """Most nodes of one target forward, the last committed token included."""
+        ...
+
+
 POLICIES: dict[str, Callable[[Predictor | None], Policy]] = {
     "ar": lambda predictor: Autoregressive(),
     "sps": lambda predictor: SpeculativeSampling(),
     "specbranch": SpecBranch,
+    "pearl": lambda predictor: Pearl(),
+    "adaedl": lambda predictor: AdaEdl(),
+    "lookahead": lambda predictor: Lookahead(),
+    "ngram": lambda predictor: PromptLookup(),
+    "fanout": lambda predictor: FanOut(),
 }
 
-__all__ = ["POLICIES", "Autoregressive", "Policy", "SpecBranch", "SpeculativeSampling"]
+__all__ = [
+    "POLICIES",
+    "AdaEdl",
+    "Autoregressive",
+    "FanOut",
+    "Lookahead",
+    "Pearl",
+    "Policy",
+    "PromptLookup",
+    "SpecBranch",
+    "SpeculativeSampling",
+    "TreePolicy",
+]

@@ -13,17 +13,28 @@ from specbranch.testing.statistics import ChiSquare, chi_square
 from specbranch.testing.table_model import TableModel
 
 VOCAB, LENGTH, PROMPT = 4, 4, [0, 1]
+RUNS = 6000
+# Whatever comes next, a lookup of its last tokens finds something here.
+PHRASES = (0, 0, 1, 1, 2, 2, 3, 3, 0, 2, 1, 3, 2, 0, 3, 1, 0, 1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A policy in one of its modes."""
+    """A policy in one of its modes.
+
+    ``skip``: tokens before those that are counted; ``more``: tokens behind them, so that no round
+    is cut short within them. ``runs``: seeds.
+    """
 
     policy: str
     verify: str = "rejection"
     draft_stage: str = "overlap"
     k_max: int = 3
     epsilon: float = 0.45
+    prompt: tuple[int, ...] = tuple(PROMPT)
+    skip: int = 0
+    more: int = 2
+    runs: int = RUNS
 
     def __str__(self) -> str:
         return f"{self.policy}-{self.verify}-{self.draft_stage}-k{self.k_max}-e{self.epsilon}"
@@ -40,6 +51,20 @@ CASES = [
         for stage in ("overlap", "serial")
     ],
     Case("specbranch", k_max=1, epsilon=0.0),
+]
+# In coupled mode, and where nothing is drafted at random, more is known: the sequence is that of
+# "ar" (test_baselines.py), so fewer runs will do.
+CASES += [
+    Case("adaedl", epsilon=0.6, runs=4500),
+    Case("adaedl", "coupled", epsilon=0.6, runs=1500),
+    Case("pearl", runs=4500),
+    Case("pearl", "coupled", runs=1500),
+    Case("fanout", runs=4500),
+    Case("fanout", "coupled", runs=1500),
+    Case("ngram", prompt=PHRASES, runs=3000),
+    Case("ngram", "coupled", prompt=PHRASES, runs=1500),
+    Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=3000),
+    Case("lookahead", "coupled", prompt=PHRASES, skip=1, more=8, runs=1500),
 ]
 
 
@@ -64,22 +89,23 @@ def engine_of(case: Case, target: TableModel, draft: TableModel) -> Engine:
     )
 
 
-def count(engine: Engine, runs: int, *, length: int = LENGTH, **params: float) -> np.ndarray:
-    """How often each continuation came out over ``runs`` seeds."""
+def count(engine: Engine, case: Case, *, length: int = LENGTH, **params: float) -> np.ndarray:
+    """How often each continuation came out over the case's seeds."""
     counts = np.zeros(VOCAB**length)
-    for seed in range(runs):
-        # Two tokens more than are counted, so that no round is cut short within them.
-        wanted = SamplingParams(max_new_tokens=length + 2, seed=seed, **params)
-        tokens = engine.generate(PROMPT, wanted).tokens[:length]
+    last = case.skip + length
+    for seed in range(case.runs):
+        wanted = SamplingParams(max_new_tokens=last + case.more, seed=seed, **params)
+        tokens = engine.generate(case.prompt, wanted).tokens[case.skip : last]
         counts[int(sum(t * VOCAB ** (length - 1 - i) for i, t in enumerate(tokens)))] += 1
     return counts
 
 
-def judge(case: Case, runs: int) -> ChiSquare:
+def judge(case: Case) -> ChiSquare:
     """Chi-square of a case at temperature 1 against the exact distribution."""
     target, draft = pair()
-    counts = count(engine_of(case, target, draft), runs, temperature=1.0)
-    return chi_square(counts, target.sequence_distribution(PROMPT, LENGTH))
+    counts = count(engine_of(case, target, draft), case, temperature=1.0)
+    exact = target.sequence_distribution(case.prompt, case.skip + LENGTH)
+    return chi_square(counts, exact.reshape(-1, len(counts)).sum(0))
 
 
 def cut_probabilities(

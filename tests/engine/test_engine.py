@@ -234,7 +234,7 @@ def test_nan_logits_are_reported(policy: str, which: str, temperature: float) ->
     models[which] = _Broken(models[which].table)
     engine = Engine(models["target"], models["draft"], policy=policy)
     params = SamplingParams(temperature=temperature)
-    if policy == "ar" and which == "draft":
+    if which == "draft" and engine.draft is None:
         assert len(engine.generate(PROMPT, params).tokens) == 128
         return
     with pytest.raises(ValueError, match=r"NaN logits .*position"):
@@ -278,6 +278,13 @@ def test_a_predictor_has_its_place(keep: Keep) -> None:
     assert num_kept(keep, [0.9, 0.6, 0.4, 0.9], 0.5) == {0: 0, 1: 2, 2: 4}[int(keep)]
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_predictor_may_be_given_to_any_policy(policy: str) -> None:
+    target, draft = _pair()
+    engine = Engine(_Featured(target.table), draft, policy=policy, predictor=_Class(Keep.ALL))
+    assert engine.generate(PROMPT).tokens == Engine(target, policy="ar").generate(PROMPT).tokens
+
+
 BAD_PARAMS = [
     ({"max_new_tokens": 0}, ValueError, "max_new_tokens was 0"),
     ({"max_new_tokens": 1.5}, TypeError, "max_new_tokens was 1.5"),
@@ -310,6 +317,8 @@ BAD_ENGINE = [
     ({"epsilon": 1.5}, ValueError, "epsilon was 1.5"),
     ({"draft_stage": "both"}, ValueError, "draft_stage was 'both'"),
     ({"verify": "maybe"}, ValueError, "verify was 'maybe'"),
+    ({"max_ngram": 0}, ValueError, "max_ngram was 0"),
+    ({"window": 65}, ValueError, "window was 65"),
     ({"max_seq_len": 10**9}, ValueError, "max_seq_len was"),
     ({"threads": 0}, ValueError, "threads was 0"),
 ]

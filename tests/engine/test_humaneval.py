@@ -10,6 +10,15 @@ from specbranch import Engine, SamplingParams, demo_pair
 from specbranch.prompts import humaneval
 
 NUM_PROMPTS, NEW_TOKENS = 50, 32
+# The methods beside SpecBranch, with outputs half as long.
+FEW_TOKENS = NEW_TOKENS // 2
+BASELINES = [
+    {"policy": "adaedl", "gamma": 4},
+    {"policy": "pearl", "gamma": 4},
+    {"policy": "fanout", "gamma": 4, "k_max": 4},
+    {"policy": "lookahead", "gamma": 3, "k_max": 2, "window": 3},
+    {"policy": "ngram", "gamma": 4},
+]
 SPECBRANCH = [
     (gamma, k_max, stage, verify)
     for gamma in (1, 4, 8)
@@ -30,12 +39,17 @@ def _prompts() -> list[list[int]]:
     return [tokenizer.encode(prompt) for prompt in humaneval(NUM_PROMPTS)]
 
 
-def _outputs(temperature: float = 0.0, **settings: object) -> list[list[int]]:
+def _outputs(
+    temperature: float = 0.0,
+    max_new_tokens: int = NEW_TOKENS,
+    num_prompts: int = NUM_PROMPTS,
+    **settings: object,
+) -> list[list[int]]:
     target, draft, tokenizer = _pair()
     engine = Engine(target, draft, tokenizer=tokenizer, **settings)
     outputs = []
-    for idx, prompt in enumerate(_prompts()):
-        params = SamplingParams(max_new_tokens=NEW_TOKENS, temperature=temperature, seed=idx)
+    for idx, prompt in enumerate(_prompts()[:num_prompts]):
+        params = SamplingParams(max_new_tokens, temperature=temperature, seed=idx)
         outputs.append(engine.generate(prompt, params).tokens)
     return outputs
 
@@ -66,3 +80,20 @@ def test_specbranch_equals_ar(gamma: int, k_max: int, stage: str, verify: str) -
 def test_coupled_equals_ar_at_temperature_one(settings: dict) -> None:
     assert _outputs(1.0, verify="coupled", **settings) == _plain(1.0, "coupled")
     assert _plain(1.0, "coupled") != _plain()
+
+
+def _begin(outputs: list[list[int]]) -> list[list[int]]:
+    return [tokens[:FEW_TOKENS] for tokens in outputs]
+
+
+@pytest.mark.parametrize("verify", ["rejection", "coupled"])
+@pytest.mark.parametrize("settings", BASELINES, ids=lambda settings: settings["policy"])
+def test_other_methods_equal_ar(settings: dict, verify: str) -> None:
+    outputs = _outputs(max_new_tokens=FEW_TOKENS, verify=verify, **settings)
+    assert outputs == _begin(_plain())
+
+
+@pytest.mark.parametrize("settings", BASELINES, ids=lambda settings: settings["policy"])
+def test_other_methods_coupled_equal_ar_at_temperature_one(settings: dict) -> None:
+    outputs = _outputs(1.0, FEW_TOKENS, NUM_PROMPTS // 2, verify="coupled", **settings)
+    assert outputs == _begin(_plain(1.0, "coupled"))[: NUM_PROMPTS // 2]

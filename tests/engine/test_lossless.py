@@ -1,11 +1,13 @@
 """Whole-engine output against the exact sequence distribution of table-driven models.
 
-256 continuations of 4 tokens, ``RUNS`` seeds a case. Power: each of the four known mistakes,
-put in on purpose, must fail the very same test (below), and does by many orders of magnitude.
+256 continuations of 4 tokens, 6,000 seeds a case unless it says otherwise. Power: each of the
+known mistakes, put in on purpose, must fail the very same test (below), and does by many orders of
+magnitude.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 import torch
 from engine.lossless import (
     CASES,
+    PHRASES,
     PROMPT,
     VOCAB,
     Case,
@@ -24,31 +27,38 @@ from engine.lossless import (
 )
 
 from specbranch import SamplingParams, drafting, ops
-from specbranch.session import Branches, Chain, Session, Verdict
+from specbranch.session import Branches, Chain, Guesses, Session, Verdict
 from specbranch.testing.statistics import chi_square
 from specbranch.testing.table_model import TableModel
 
-RUNS = 6000
 LEVEL = 1e-4  # a correct case fails once in 10,000 choices of the seeds, which are fixed
 POWER = 1e-8  # a mistake must fail at this level at least
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_output_has_the_target_distribution(case: Case) -> None:
-    result = judge(case, RUNS)
+    result = judge(case)
     assert result.p_value > LEVEL, result
 
 
 @pytest.mark.parametrize(
     "case",
-    [Case("ar"), Case("sps"), Case("specbranch"), Case("specbranch", "coupled", "serial")],
+    [
+        Case("ar"),
+        Case("sps"),
+        Case("specbranch"),
+        Case("specbranch", "coupled", "serial"),
+        Case("pearl", runs=2000),
+        Case("fanout", runs=2000),
+        Case("ngram", prompt=PHRASES, runs=2000),
+    ],
     ids=str,
 )
 def test_cutoffs_keep_the_transformed_distribution(case: Case) -> None:
     cut = {"temperature": 0.8, "top_k": 3, "top_p": 0.9, "min_p": 0.1}
     target, draft = pair()
-    counts = count(engine_of(case, target, draft), RUNS, length=3, **cut)
-    exact = target.sequence_distribution(PROMPT, 3, cut_probabilities(target, **cut))
+    counts = count(engine_of(case, target, draft), case, length=3, **cut)
+    exact = target.sequence_distribution(case.prompt, 3, cut_probabilities(target, **cut))
     result = chi_square(counts, exact)
     assert result.p_value > LEVEL, result
 
@@ -58,12 +68,13 @@ def test_identical_and_unrelated_drafts(draft_seed: int | None) -> None:
     """A draft equal to the target accepts everything; one that knows nothing is still lossless."""
     target, _ = pair()
     draft = target if draft_seed is None else TableModel.random(VOCAB, draft_seed, scale=3.0)
-    engine = engine_of(Case("specbranch", draft_stage="serial"), target, draft)
+    case = Case("specbranch", draft_stage="serial")
+    engine = engine_of(case, target, draft)
     if draft_seed is None:
         params = SamplingParams(max_new_tokens=200, temperature=1.0)
         stats = engine.generate(PROMPT, params).stats
         assert stats.rejections == 0 and stats.accepted_chain > 0
-    counts = count(engine, RUNS, length=3, temperature=1.0)
+    counts = count(engine, case, length=3, temperature=1.0)
     result = chi_square(counts, target.sequence_distribution(PROMPT, 3))
     assert result.p_value > LEVEL, result
 
@@ -72,7 +83,8 @@ def test_identical_and_unrelated_drafts(draft_seed: int | None) -> None:
 
 
 def _probabilities(logits: torch.Tensor) -> np.ndarray:
-    return torch.softmax(logits.double(), -1).numpy()
+    weights = np.exp(logits.double().numpy())
+    return weights / weights.sum(-1, keepdims=True)
 
 
 def sampled_tokens_probability(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +141,71 @@ def argmax_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "verify", wrong)
 
 
+def guesses_as_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Judge tokens that were looked up as if a (uniform) distribution had drawn them."""
+    right = Session.guess
+
+    def wrong(self: Session, tokens: Sequence[int]) -> Chain:
+        chain = right(self, tokens)
+        chain.logits = torch.zeros(len(chain), VOCAB)
+        return chain
+
+    monkeypatch.setattr(Session, "guess", wrong)
+
+
+def each_guess_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try the guesses for a position one after the other, each with its full probability."""
+
+    def wrong(self: Session, logits: torch.Tensor, guesses: Guesses) -> tuple[list[int], int]:
+        rng = np.random.default_rng([self.params.seed, self.length])
+        path: list[int] = []
+        row = _probabilities(logits)
+        for node, (token, parent) in enumerate(zip(guesses.tokens, guesses.parents, strict=True)):
+            at = path[-1] if path else -1
+            if parent == at and rng.random() < row[at + 1, token]:
+                path.append(node)
+        last = row[path[-1] + 1 if path else 0]
+        return path, int(rng.choice(VOCAB, p=last / last.sum()))
+
+    monkeypatch.setattr(Session, "match", wrong)
+
+
+def surprise_for_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stop where the token that was drawn is a surprise, in place of the row's entropy."""
+    monkeypatch.setattr(drafting, "entropy_of", lambda drawn: -drawn.probability.log())
+
+
+def first_token_ahead_unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a whole chain, commit the first token drafted meanwhile without judging it."""
+    right = Session.verify_ahead
+
+    def wrong(self: Session, logits: torch.Tensor, chain: Chain) -> Verdict:
+        verdict = right(self, logits, chain)
+        if verdict.num_accepted < len(chain) - 1:
+            return verdict
+        return Verdict(len(chain), -1)
+
+    monkeypatch.setattr(Session, "verify_ahead", wrong)
+
+
+def hedge_for_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rejection, commit the hedge (the draft's next best token), whatever was drawn."""
+    right = Session.verify
+
+    def wrong(
+        self: Session, logits: torch.Tensor, chain: Chain, branches: Branches | None = None
+    ) -> Verdict:
+        verdict = right(self, logits, chain, branches)
+        at = verdict.num_accepted
+        if at == len(chain):
+            return verdict
+        others = chain.logits[at].clone()
+        others[chain.tokens[at]] = -torch.inf
+        return Verdict(at, int(others.argmax()))
+
+    monkeypatch.setattr(Session, "verify", wrong)
+
+
 MISTAKES = [
     (sampled_tokens_probability, Case("specbranch", draft_stage="serial")),
     (sampled_tokens_probability, Case("specbranch", draft_stage="overlap")),
@@ -137,13 +214,18 @@ MISTAKES = [
     (largest_branch, Case("specbranch", draft_stage="overlap")),
     (argmax_residual, Case("sps")),
     (argmax_residual, Case("specbranch", draft_stage="serial")),
+    (guesses_as_samples, Case("ngram", prompt=PHRASES, runs=2000)),
+    (each_guess_on_its_own, Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=1500)),
+    (surprise_for_entropy, Case("adaedl", epsilon=0.6, runs=4500)),
+    (first_token_ahead_unjudged, Case("pearl", runs=1500)),
+    (hedge_for_recovered, Case("fanout", runs=1500)),
 ]
 
 
 @pytest.mark.parametrize(("mistake", "case"), MISTAKES)
 def test_the_test_catches(mistake: object, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     mistake(monkeypatch)  # type: ignore[operator]
-    result = judge(case, RUNS)
+    result = judge(case)
     assert result.p_value < POWER, result
 
 
