@@ -15,7 +15,7 @@ from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.llama import LlamaModel
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy
-from .predictor import Predictor
+from .predictor import HRad, Predictor
 from .sampling_params import SamplingParams, check_int
 from .session import Committed, Session, Settings
 from .stats import Stats
@@ -109,7 +109,8 @@ class Engine:
         policy: ``"ar"``, ``"sps"`` or ``"specbranch"``.
         gamma, k_max, epsilon, draft_stage, verify: see ``Settings``; None takes its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
-        predictor: H-RAD; None lets the draft's confidence decide alone.
+        predictor: H-RAD (``HRad.load``), read by ``policy="specbranch"``; None lets the draft's
+            confidence decide alone.
         threads: CPU cores to use, all by default.
         lanes: where the two models run; by default threads for policies that overlap.
         rounds: ``"host"`` directs each round from Python; ``"device"`` keeps the round's state on
@@ -154,6 +155,8 @@ class Engine:
         self.target, self.draft = target, draft if method.needs_draft else None
         self.tokenizer, self.policy, self.predictor = tokenizer, policy, predictor
         _check_vocabularies(target, self.draft, tokenizer)
+        if isinstance(predictor, HRad):
+            predictor.check_target(target)
         self.max_seq_len = self._max_seq_len(max_seq_len)
         if threads is not None:
             check_int("threads", threads, 1)

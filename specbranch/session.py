@@ -287,6 +287,11 @@ class Session:
         tokens = torch.tensor([self.tokens[-1], *chain.tokens], dtype=torch.int64)
         output = self.target.forward(tokens, hidden_layers=self._hidden_layers)
         self._hidden = output.hidden
+        if self._hidden_layers and output.hidden is None:
+            raise ValueError(
+                f"target gave no hidden states; the predictor needs those of its last "
+                f"{self._hidden_layers} layers"
+            )
         self.stats.target_forwards += 1
         self.stats.target_seconds += time.perf_counter() - started
         return output.logits

@@ -6,12 +6,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from specbranch.cli.options import Options, UsageError, name_flags
+from specbranch.cli.options import DEMO, Options, UsageError, name_flags
 from specbranch.cli.show import Colourer, legend
 
 if TYPE_CHECKING:
     from specbranch.engine import Engine, GenerationResult
     from specbranch.models import CausalLM
+    from specbranch.predictor import HRad
     from specbranch.tokenizer import Tokenizer
 
 INTERRUPTED = 130
@@ -57,15 +58,19 @@ def build_engine(options: Options) -> Engine:
     """Load the models that the options name and put the engine over them."""
     from specbranch import Engine
 
-    _check_device(options.device)
-    target, draft, tokenizer = _load(options)
+    check_device(options.device)
+    target, draft, tokenizer = load_models(options)
+    engine = dict(options.engine)
     try:
-        return Engine(target, draft, tokenizer=tokenizer, **options.engine)
+        if options.hrad is not None:
+            engine["predictor"] = predictor = _load_predictor(options.hrad, target)
+            engine.setdefault("gamma", predictor.gamma)
+        return Engine(target, draft, tokenizer=tokenizer, **engine)
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
 
 
-def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
+def load_models(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
     from specbranch import demo_pair, load_model, load_tokenizer
 
     dtype, device = options.dtype, options.device
@@ -78,7 +83,16 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
     return target, draft, load_tokenizer(options.target)
 
 
-def _check_device(name: str) -> None:
+def _load_predictor(name: str, target: CausalLM) -> HRad:
+    from specbranch import HRad, demo_predictor
+
+    try:
+        return demo_predictor(target) if name == DEMO else HRad.load(name, target)
+    except ValueError as error:
+        raise UsageError(f"--hrad: {error}") from error
+
+
+def check_device(name: str) -> None:
     import torch
 
     try:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
 POLICIES = ("ar", "sps", "specbranch")
@@ -23,6 +24,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Flags whose value goes to the Engine, if given; what is not given keeps the Engine's default.
 ENGINE_FLAGS = ("policy", "gamma", "k_max", "epsilon", "draft_stage", "verify")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+TRAIN_FLAGS = ("gamma", "layers", "n", "max_new_tokens", "temperatures", "epochs", "batch", "seed")
+PROMPT_SETS = ("humaneval", "stdlib")
+DEMO = "demo"  # --hrad demo: the predictor that was trained for the demo pair
 
 
 class UsageError(Exception):
@@ -46,6 +50,12 @@ class Options:
     show: bool = False
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: dict[str, Any] = field(default_factory=dict)
+    hrad: str | None = None
+    prompts: str = ""
+    output: Path | None = None
+    work: Path | None = None
+    threads: int | None = None
+    training: TrainSettings = field(default_factory=TrainSettings)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -73,6 +83,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     args = vars(_parser().parse_args(argv))
     if args["command"] == "info":
         return Options(**args)
+    if args["command"] == "train-hrad":
+        return _train_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
@@ -84,10 +96,31 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return options
 
 
+def _train_options(args: dict[str, Any]) -> Options:
+    training = {name: value for name in TRAIN_FLAGS if (value := args.pop(name)) is not None}
+    try:
+        if "temperatures" in training:
+            training["temperatures"] = tuple(training["temperatures"])
+        if args["threads"] is not None:
+            check_int("--threads", args["threads"], 1)
+        options = Options(**args, training=TrainSettings(**training))
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+    if (options.target is None) != (options.draft is None):
+        raise UsageError("--target and --draft belong together: give both, or none (demo pair)")
+    _check_directories(options)
+    if options.prompts not in PROMPT_SETS and not Path(options.prompts).is_file():
+        raise UsageError(
+            f"--prompts was {options.prompts!r}; it must be a file or one of "
+            f"{', '.join(PROMPT_SETS)}"
+        )
+    return options
+
+
 def name_flags(message: str) -> str:
     """A library message that starts with a field's name, with the flag in its place."""
     name = re.match(r"\w*", message)
-    if name is None or name[0] not in ENGINE_FLAGS + SAMPLING_FLAGS:
+    if name is None or name[0] not in ENGINE_FLAGS + SAMPLING_FLAGS + TRAIN_FLAGS:
         return message
     return "--" + name[0].replace("_", "-") + message[name.end() :]
 
@@ -109,11 +142,21 @@ def _check_together(options: Options) -> None:
     policy = options.engine.get("policy", "specbranch")
     if options.target is not None and options.draft is None and policy != "ar":
         raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
+    _check_directories(options)
+    if options.hrad is not None and policy != "specbranch":
+        raise UsageError(f"--hrad was given with --policy {policy}; only specbranch asks H-RAD")
+    if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():
+        raise UsageError(
+            f"--hrad was {options.hrad!r}; it must be a file that train-hrad wrote, or {DEMO}"
+        )
+    if options.show and options.json:
+        raise UsageError("--show and --json exclude each other; the JSON object has the origins")
+
+
+def _check_directories(options: Options) -> None:
     for flag, directory in (("--target", options.target), ("--draft", options.draft)):
         if directory is not None and not directory.is_dir():
             raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
-    if options.show and options.json:
-        raise UsageError("--show and --json exclude each other; the JSON object has the origins")
 
 
 def _parser() -> _Parser:
@@ -136,9 +179,18 @@ def _parser() -> _Parser:
     _add_method(generate)
     _add_sampling(generate)
     _add_output(generate)
+    train = commands.add_parser(
+        "train-hrad",
+        help="train the H-RAD predictor of a pair",
+        description="Train the H-RAD predictor of a pair: run it over prompts, learn from the "
+        "target's hidden states how much of a draft holds. An interrupted run goes on when the "
+        "same command is given again. Without --target and --draft: the demo pair.",
+    )
+    _add_models(train)
+    _add_training(train)
     info = commands.add_parser("info", help="print versions, backends, devices and build flags")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (generate, info):
+    for command in (generate, train, info):
         command.add_argument(
             "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
         )
@@ -166,8 +218,31 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epsilon", type=float, metavar="X", help="confidence below which a draft is cut"
     )
+    group.add_argument(
+        "--hrad",
+        metavar="FILE",
+        help="predictor that train-hrad wrote, or demo; --gamma is then that of the file",
+    )
     group.add_argument("--draft-stage", choices=DRAFT_STAGES, help="what follows a rejection")
     group.add_argument("--verify", choices=VERIFICATIONS, help="how drafted tokens are judged")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    default = TrainSettings()
+    add = parser.add_argument_group("training").add_argument
+    add("--prompts", required=True, metavar="FILE", help="one a line, .jsonl, humaneval or stdlib")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="predictor to be written")
+    add("--work", type=Path, metavar="DIR", help="examples and checkpoints; kept if given")
+    add("--gamma", type=int, metavar="N", help=f"draft length, default {default.gamma}")
+    add("--layers", type=int, metavar="K", help=f"last layers read, default {default.layers}")
+    add("--n", type=int, metavar="N", help=f"most prompts, default {default.n}")
+    add("--max-new-tokens", type=int, metavar="N", help=f"default {default.max_new_tokens}")
+    heats = " ".join(f"{value:g}" for value in default.temperatures)
+    add("--temperatures", type=float, nargs="+", metavar="X", help=f"default {heats}")
+    add("--epochs", type=int, metavar="N", help=f"default {default.epochs}")
+    add("--batch", type=int, metavar="N", help=f"default {default.batch}")
+    add("--seed", type=int, metavar="N", help=f"default {default.seed}; same seed, same file")
+    add("--threads", type=int, metavar="N", help="CPU cores, default all")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
