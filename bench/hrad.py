@@ -4,7 +4,8 @@
         --out bench/results/hrad.json
 
 Counts do not depend on the machine. Greedy output must equal ``ar``'s; if not, the exit code is 1.
-``all`` keeps every drafted token, as a predictor that always says so would.
+``all`` keeps every drafted token, as a predictor that always says so would; its ``decisions`` are
+H-RAD's guesses, [true class][guessed class], at the very points where a round asks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import torch
 
 from specbranch import Engine, HRad, SamplingParams, demo_pair, demo_predictor
+from specbranch.hrad.collect import label_of
+from specbranch.hrad.evaluate import as_object, score
 from specbranch.lanes import SerialLanes
 from specbranch.predictor import Keep, Predictor
 from specbranch.prompts import read_prompts
@@ -30,17 +33,39 @@ COUNTERS = (
 )  # fmt: skip
 
 
-class Always:
-    """A predictor that gives one class."""
+class Overruled:
+    """Keeps all, and notes what H-RAD would have said: its guesses where a round asks for them."""
 
-    hidden_layers = 1
-
-    def __init__(self, keep: Keep) -> None:
-        self._keep = keep
+    def __init__(self, inner: HRad) -> None:
+        self.inner, self.hidden_layers = inner, inner.hidden_layers
+        self.asked: list[Keep] = []
+        self.guesses: list[Keep] = []
+        self.labels: list[Keep] = []
 
     def predict(self, hidden: torch.Tensor, next_token: int) -> Keep:
-        """The class."""
-        return self._keep
+        """All."""
+        self.asked.append(self.inner.predict(hidden, next_token))
+        return Keep.ALL
+
+    def judge(self, origins: list[str], gamma: int) -> None:
+        """Every surviving branch was followed by a chain of gamma tokens: how many were accepted?
+
+        Those too near to the end of the request for a whole chain are left out.
+        """
+        asked, self.asked = self.asked, []
+        branches = [idx for idx, origin in enumerate(origins) if origin == "branch"]
+        for guess, idx in zip(asked, branches, strict=False):
+            behind = origins[idx + 1 : idx + 2 + gamma]
+            if len(behind) > gamma:
+                count = next(n for n, origin in enumerate([*behind, ""]) if origin != "chain")
+                self.guesses.append(guess)
+                self.labels.append(label_of(min(count, gamma), gamma))
+
+    def figures(self) -> dict[str, Any]:
+        """H-RAD's score, and forget."""
+        found = score(torch.tensor(self.labels), torch.tensor(self.guesses))
+        self.guesses, self.labels = [], []
+        return as_object({"decisions": found})
 
 
 class Counting:
@@ -84,7 +109,7 @@ def main() -> int:
 
 
 def _predictors(hrad: HRad) -> dict[str, Predictor | None]:
-    return {"none": None, "hrad": Counting(hrad), "all": Always(Keep.ALL)}
+    return {"none": None, "hrad": Counting(hrad), "all": Overruled(hrad)}
 
 
 def _outputs(
@@ -98,6 +123,8 @@ def _outputs(
         )
         result = engine.generate(prompt, params)
         outputs.append(result.tokens)
+        if isinstance(engine.predictor, Overruled):
+            engine.predictor.judge(result.origins, engine.settings.gamma)
         total.update({name: getattr(result.stats, name) for name in COUNTERS})
     return outputs, total
 
@@ -113,6 +140,8 @@ def _figures(total: Counter[str], predictor: Predictor | None) -> dict[str, Any]
     if isinstance(predictor, Counting):
         found["said"] = {keep.name: predictor.said[keep] for keep in Keep}
         predictor.said.clear()
+    if isinstance(predictor, Overruled):
+        found |= predictor.figures()
     return found
 
 

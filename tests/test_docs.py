@@ -11,6 +11,7 @@ from specbranch.cli.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/losslessness.md"]
+PAGES += ["docs/hrad.md"]
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
 

@@ -14,7 +14,7 @@ from engine.featured import FeaturedTable
 from safetensors.torch import save_file
 from tiny_checkpoint import save_pair
 
-from specbranch import HRad, SamplingParams
+from specbranch import HRad, SamplingParams, demo_pair, demo_predictor
 from specbranch.cli import EXIT_ERROR, main
 from specbranch.hrad import progress
 from specbranch.hrad.collect import Collection, Examples, collect_request, concatenate, label_of
@@ -23,6 +23,7 @@ from specbranch.hrad.fit import Fit, class_weights, folded, new_mlp, raw_feature
 from specbranch.hrad.settings import TrainSettings
 from specbranch.hrad.train import split, train_hrad
 from specbranch.lanes import SerialLanes
+from specbranch.pair import DEMO_DIR
 from specbranch.predictor import HRadConfig, Keep
 from specbranch.prompts import PIECE, read_prompts, stdlib
 from specbranch.session import Session, Settings
@@ -282,8 +283,8 @@ def made_up(count: int, seed: int) -> Examples:
 
 @pytest.mark.parametrize("balanced", [True, False])
 def test_it_learns_what_there_is_to_learn(tmp_path: Path, balanced: bool) -> None:
-    train, held_out, target = made_up(3000, 0), made_up(600, 1), target_like()
-    settings = TrainSettings(layers=K, epochs=12, balanced=balanced)
+    train, held_out, target = made_up(2000, 0), made_up(600, 1), target_like()
+    settings = TrainSettings(layers=K, epochs=6, learning_rate=1e-3, balanced=balanced)
     fitted = Fit(train, target.embedding, settings, tmp_path / "fit.pt").run()
     predictor = HRad(CONFIG, fitted, target)
     guesses = predictor.scores(raw_features(held_out, target.embedding)).argmax(-1)
@@ -365,6 +366,22 @@ def test_prompts_of_a_file(tmp_path: Path) -> None:
     plain.write_text("\n")
     with pytest.raises(ValueError, match="no prompts"):
         read_prompts(str(plain), 2)
+
+
+# -------------------------------------------------------------------------------- what is shipped
+def test_the_shipped_predictor_and_its_figures() -> None:
+    path = DEMO_DIR / "hrad.safetensors"
+    assert path.stat().st_size < 800_000
+    predictor = demo_predictor(demo_pair()[0])
+    report = json.loads(path.with_suffix(".json").read_text())
+    assert predictor.gamma == report["settings"]["gamma"]
+    assert predictor.hidden_layers == report["settings"]["layers"]
+    card = (DEMO_DIR / "MODEL_CARD.md").read_text()
+    for name, found in report["held_out"].items():
+        row = next(line for line in card.splitlines() if line.startswith(f"| {name} |"))
+        assert f"| {found['accuracy']:.3f} | {found['balanced_accuracy']:.3f} |" in row
+    for counts in report["held_out"]["H-RAD"]["confusion"]:
+        assert "| " + " | ".join(f"{count:,}" for count in counts) + " |" in card
 
 
 # -------------------------------------------------------------------------------------- the command

@@ -98,6 +98,7 @@ def parse(argv: Sequence[str] | None = None) -> Options:
 
 def _train_options(args: dict[str, Any]) -> Options:
     training = {name: value for name in TRAIN_FLAGS if (value := args.pop(name)) is not None}
+    training["balanced"] = not args.pop("unbalanced")
     try:
         if "temperatures" in training:
             training["temperatures"] = tuple(training["temperatures"])
@@ -241,6 +242,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     add("--temperatures", type=float, nargs="+", metavar="X", help=f"default {heats}")
     add("--epochs", type=int, metavar="N", help=f"default {default.epochs}")
     add("--batch", type=int, metavar="N", help=f"default {default.batch}")
+    add("--unbalanced", action="store_true", help="every example counts the same, not every class")
     add("--seed", type=int, metavar="N", help=f"default {default.seed}; same seed, same file")
     add("--threads", type=int, metavar="N", help="CPU cores, default all")
 

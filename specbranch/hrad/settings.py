@@ -39,8 +39,8 @@ class TrainSettings:
     held_out: float = 0.2
     epochs: int = 20
     batch: int = 32
-    learning_rate: float = 5e-4
-    weight_decay: float = 0.05
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.1
     dropout: float = 0.2
     balanced: bool = True
     seed: int = 0
