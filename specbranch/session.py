@@ -379,6 +379,11 @@ class Session:
         """One forward over the last committed token and the chain: logits ``[m + 1, V]``."""
         output = self._forward(chain.tokens, None, self._hidden_layers)
         self._hidden = output.hidden
+        if self._hidden_layers and output.hidden is None:
+            raise ValueError(
+                f"target gave no hidden states; the predictor needs those of its last "
+                f"{self._hidden_layers} layers"
+            )
         return output.logits
 
     def target_forward_tree(self, nodes: Guesses) -> torch.Tensor:

@@ -334,7 +334,10 @@ def test_help_and_version_do_not_import_torch():
         "try: main(sys.argv[1:])\nexcept SystemExit: pass\n"
         "sys.exit('torch' in sys.modules)"
     )
-    for argv in (["--help"], ["--version"], ["generate", "--help"], ["generate", "--gamma", "0"]):
+    for argv in (
+        ["--help"], ["--version"], ["generate", "--help"], ["generate", "--gamma", "0"],
+        ["train-hrad", "--help"],
+    ):  # fmt: skip
         done = subprocess.run([sys.executable, "-c", script, *argv], capture_output=True)
         assert done.returncode == 0, argv
 

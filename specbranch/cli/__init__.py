@@ -1,4 +1,4 @@
-"""The command line: ``specbranch generate`` and ``specbranch info``.
+"""The command line: ``specbranch generate``, ``train-hrad`` and ``info``.
 
 Nothing here imports torch before a command needs it, so ``--help`` and ``--version`` are quick.
 Text goes to stdout, everything else to stderr; an error is one line and exit code 2.
@@ -52,6 +52,10 @@ def _command(name: str) -> Callable[[Options], int]:
         from specbranch.cli.info import info
 
         return info
+    if name == "train-hrad":
+        from specbranch.cli.train_hrad import train_hrad
+
+        return train_hrad
     from specbranch.cli.generate import generate
 
     return generate

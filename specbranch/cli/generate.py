@@ -6,12 +6,13 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from specbranch.cli.options import Options, UsageError, name_flags
+from specbranch.cli.options import DEMO, Options, UsageError, name_flags
 from specbranch.cli.show import Colourer, legend
 
 if TYPE_CHECKING:
     from specbranch.engine import Engine, GenerationResult
     from specbranch.models import CausalLM
+    from specbranch.predictor import HRad
     from specbranch.tokenizer import Tokenizer
 
 INTERRUPTED = 130
@@ -57,10 +58,22 @@ def build_engine(options: Options) -> Engine:
     """Load the models that the options name and put the engine over them."""
     from specbranch import Engine
 
+    target, draft, tokenizer = load_models(options)
+    engine = dict(options.engine)
+    try:
+        if options.hrad is not None:
+            engine["predictor"] = predictor = _load_predictor(options.hrad, target)
+            engine.setdefault("gamma", predictor.gamma)
+        return Engine(target, draft, tokenizer=tokenizer, **engine)
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+
+
+def load_models(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
+    """Target, draft and tokenizer that the options name."""
     try:
         _check_devices(options)
-        target, draft, tokenizer = _load(options)
-        return Engine(target, draft, tokenizer=tokenizer, **options.engine)
+        return _load(options)
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
 
@@ -76,6 +89,15 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
     if options.draft is not None:
         draft = load_model(options.draft, dtype=dtype, device=options.draft_device or device)
     return target, draft, load_tokenizer(options.target)
+
+
+def _load_predictor(name: str, target: CausalLM) -> HRad:
+    from specbranch import HRad, demo_predictor
+
+    try:
+        return demo_predictor(target) if name == DEMO else HRad.load(name, target)
+    except ValueError as error:
+        raise UsageError(f"--hrad: {error}") from error
 
 
 def _check_devices(options: Options) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
 POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
@@ -28,6 +29,9 @@ ENGINE_FLAGS = (
 )  # fmt: skip
 DEVICE_FLAGS = ("device", "draft_device")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
+TRAIN_FLAGS = ("gamma", "layers", "n", "max_new_tokens", "temperatures", "epochs", "batch", "seed")
+PROMPT_SETS = ("humaneval", "stdlib")
+DEMO = "demo"  # --hrad demo: the predictor that was trained for the demo pair
 
 
 class UsageError(Exception):
@@ -52,6 +56,12 @@ class Options:
     show: bool = False
     sampling: SamplingParams = field(default_factory=SamplingParams)
     engine: dict[str, Any] = field(default_factory=dict)
+    hrad: str | None = None
+    prompts: str = ""
+    output: Path | None = None
+    work: Path | None = None
+    threads: int | None = None
+    training: TrainSettings = field(default_factory=TrainSettings)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -79,6 +89,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     args = vars(_parser().parse_args(argv))
     if args["command"] == "info":
         return Options(**args)
+    if args["command"] == "train-hrad":
+        return _train_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
@@ -90,10 +102,33 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     return options
 
 
+def _train_options(args: dict[str, Any]) -> Options:
+    training = {name: value for name in TRAIN_FLAGS if (value := args.pop(name)) is not None}
+    training["balanced"] = not args.pop("unbalanced")
+    try:
+        if "temperatures" in training:
+            training["temperatures"] = tuple(training["temperatures"])
+        if args["threads"] is not None:
+            check_int("--threads", args["threads"], 1)
+        options = Options(**args, training=TrainSettings(**training))
+    except (ValueError, TypeError) as error:
+        raise UsageError(name_flags(str(error))) from error
+    if (options.target is None) != (options.draft is None):
+        raise UsageError("--target and --draft belong together: give both, or none (demo pair)")
+    _check_directories(options)
+    if options.prompts not in PROMPT_SETS and not Path(options.prompts).is_file():
+        raise UsageError(
+            f"--prompts was {options.prompts!r}; it must be a file or one of "
+            f"{', '.join(PROMPT_SETS)}"
+        )
+    return options
+
+
 def name_flags(message: str) -> str:
     """A library message that starts with a field's name, with the flag in its place."""
     name = re.match(r"\w*", message)
-    if name is None or name[0] not in ENGINE_FLAGS + DEVICE_FLAGS + SAMPLING_FLAGS:
+    flags = ENGINE_FLAGS + DEVICE_FLAGS + SAMPLING_FLAGS + TRAIN_FLAGS
+    if name is None or name[0] not in flags:
         return message
     return "--" + name[0].replace("_", "-") + message[name.end() :]
 
@@ -117,11 +152,21 @@ def _check_together(options: Options) -> None:
         raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
     if options.draft_device is not None and policy in WITHOUT_DRAFT:
         raise UsageError(f"--draft-device was given with --policy {policy}, which has no draft")
+    _check_directories(options)
+    if options.hrad is not None and policy != "specbranch":
+        raise UsageError(f"--hrad was given with --policy {policy}; only specbranch asks H-RAD")
+    if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():
+        raise UsageError(
+            f"--hrad was {options.hrad!r}; it must be a file that train-hrad wrote, or {DEMO}"
+        )
+    if options.show and options.json:
+        raise UsageError("--show and --json exclude each other; the JSON object has the origins")
+
+
+def _check_directories(options: Options) -> None:
     for flag, directory in (("--target", options.target), ("--draft", options.draft)):
         if directory is not None and not directory.is_dir():
             raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
-    if options.show and options.json:
-        raise UsageError("--show and --json exclude each other; the JSON object has the origins")
 
 
 def _parser() -> _Parser:
@@ -144,9 +189,18 @@ def _parser() -> _Parser:
     _add_method(generate)
     _add_sampling(generate)
     _add_output(generate)
+    train = commands.add_parser(
+        "train-hrad",
+        help="train the H-RAD predictor of a pair",
+        description="Train the H-RAD predictor of a pair: run it over prompts, learn from the "
+        "target's hidden states how much of a draft holds. An interrupted run goes on when the "
+        "same command is given again. Without --target and --draft: the demo pair.",
+    )
+    _add_models(train)
+    _add_training(train)
     info = commands.add_parser("info", help="print versions, backends, devices and build flags")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (generate, info):
+    for command in (generate, train, info):
         command.add_argument(
             "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
         )
@@ -164,9 +218,6 @@ def _add_models(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--draft", type=Path, metavar="DIR", help="small checkpoint that guesses")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
     group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
-    group.add_argument(
-        "--draft-sms", type=int, metavar="N", help="multiprocessors the draft may use (CUDA)"
-    )
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
 
 
@@ -182,10 +233,37 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--epsilon", type=float, metavar="X", help="confidence below which a draft is cut"
     )
+    group.add_argument(
+        "--hrad",
+        metavar="FILE",
+        help="predictor that train-hrad wrote, or demo; --gamma is then that of the file",
+    )
     group.add_argument("--draft-stage", choices=DRAFT_STAGES, help="what follows a rejection")
     group.add_argument("--verify", choices=VERIFICATIONS, help="how drafted tokens are judged")
     group.add_argument("--max-ngram", type=int, metavar="N", help="ngram: longest end looked up")
+    group.add_argument(
+        "--draft-sms", type=int, metavar="N", help="multiprocessors the draft may use (CUDA)"
+    )
     group.add_argument("--window", type=int, metavar="N", help="lookahead: positions guessed at")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    default = TrainSettings()
+    add = parser.add_argument_group("training").add_argument
+    add("--prompts", required=True, metavar="FILE", help="one a line, .jsonl, humaneval or stdlib")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="predictor to be written")
+    add("--work", type=Path, metavar="DIR", help="examples and checkpoints; kept if given")
+    add("--gamma", type=int, metavar="N", help=f"draft length, default {default.gamma}")
+    add("--layers", type=int, metavar="K", help=f"last layers read, default {default.layers}")
+    add("--n", type=int, metavar="N", help=f"most prompts, default {default.n}")
+    add("--max-new-tokens", type=int, metavar="N", help=f"default {default.max_new_tokens}")
+    heats = " ".join(f"{value:g}" for value in default.temperatures)
+    add("--temperatures", type=float, nargs="+", metavar="X", help=f"default {heats}")
+    add("--epochs", type=int, metavar="N", help=f"default {default.epochs}")
+    add("--batch", type=int, metavar="N", help=f"default {default.batch}")
+    add("--unbalanced", action="store_true", help="every example counts the same, not every class")
+    add("--seed", type=int, metavar="N", help=f"default {default.seed}; same seed, same file")
+    add("--threads", type=int, metavar="N", help="CPU cores, default all")
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:

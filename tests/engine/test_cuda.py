@@ -15,7 +15,7 @@ import torch
 from engine.near_ties import BFLOAT16_TOLERANCE, Coupled, assert_same_up_to_ties
 
 from specbranch import Engine, SamplingParams, demo_pair, ops
-from specbranch.device_round import GraphRunner
+from specbranch.rounds.graphs import GraphRunner
 from specbranch.lanes import SerialLanes
 
 PROMPTS = Path(__file__).resolve().parents[2] / "bench" / "prompts.txt"
@@ -65,7 +65,7 @@ class Place:
 
     def check_runners(self, engine: Engine) -> None:
         """On CUDA the rounds were graphs."""
-        runners = [runner for free in engine._runners.values() for runner in free]
+        runners = engine._pool.free
         assert runners
         assert all(isinstance(runner, GraphRunner) == (self.device == "cuda") for runner in runners)
 
@@ -185,4 +185,4 @@ def test_cancelling_leaves_the_engine_usable(place: Place) -> None:
     given_up.close()
     assert engine.last_result.finish_reason == "cancelled"
     assert engine.generate(prompt, params).tokens == expected
-    assert sum(len(free) for free in engine._runners.values()) == 1
+    assert len(engine._pool.free) == 1
