@@ -15,8 +15,8 @@ import torch
 from engine.near_ties import BFLOAT16_TOLERANCE, Coupled, assert_same_up_to_ties
 
 from specbranch import Engine, SamplingParams, demo_pair, ops
-from specbranch.rounds.graphs import GraphRunner
 from specbranch.lanes import SerialLanes
+from specbranch.rounds.graphs import GraphRunner
 
 PROMPTS = Path(__file__).resolve().parents[2] / "bench" / "prompts.txt"
 NEW = 32
