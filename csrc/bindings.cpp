@@ -1,8 +1,8 @@
 // The Python module specbranch._C: each bindings_<group>.cpp registers its ops, one line an op.
+#include "bindings.h"
+
 #include <pybind11/pybind11.h>
 
-
-#include "bindings.h"
 #include "common/parallel.h"
 
 #ifndef SPECBRANCH_WITH_CUDA

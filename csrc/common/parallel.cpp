@@ -49,9 +49,9 @@ int num_cores() {
   return std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
 }
 
-// The loop that helpers and caller share. `ticket_` is its number (high half) and the next task (low half): a claim is a
-// compare-and-swap, which fails for a helper that looked at an earlier loop. The other members change only while
-// no task can be claimed.
+// The loop that helpers and caller share. `ticket_` is its number (high half) and the next task (low half): a claim is
+// a compare-and-swap, which fails for a helper that looked at an earlier loop. The other members change only while no
+// task can be claimed.
 class Loop {
  public:
   static constexpr uint64_t kClosed = 0xFFFFFFFFu;
@@ -116,7 +116,9 @@ class Pool {
     }
     loop_.open(tasks, threads - 1, call, context);
     if (sleeping_.load(std::memory_order_seq_cst) > 0) {
-      { const std::lock_guard<std::mutex> lock(mutex_); }
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+      }
       wake_.notify_all();
     }
     inside = true;

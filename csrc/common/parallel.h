@@ -1,6 +1,6 @@
-// Threads on the CPU. Each thread that calls ops has helpers of its own, who claim tasks of the running loop one by one;
-// the caller claims as they do and waits for nothing but tasks that were claimed. Why not OpenMP: its loops end at a
-// barrier of all threads, so that one whose core another program has at the moment stops everybody, for milliseconds,
+// Threads on the CPU. Each thread that calls ops has helpers of its own, who claim tasks of the running loop one by
+// one; the caller claims as they do and waits for nothing but tasks that were claimed. Why not OpenMP: its loops end at
+// a barrier of all threads, so that one whose core another program has at the moment stops everybody, for milliseconds,
 // dozens of times a forward; and a loop costs 0.8 microseconds where many loops take five.
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace specbranch::cpu {
 
-// The most threads that ops called from this thread may use, 0 for as many as there are cores; returns the limit before.
-// Two lanes that run at the same time share the cores by it.
+// The most threads that ops called from this thread may use, 0 for as many as there are cores; returns the limit
+// before. Two lanes that run at the same time share the cores by it.
 int limit_threads(int count);
 
 // How many threads to use for `tasks` independent tasks of `microseconds` in all: never several within a task, within a

@@ -112,7 +112,8 @@ void forward(const ForwardParams& p) {
   const Pass pass(d, space);
   const char* last = static_cast<const char*>(d.out) + (d.N - p.head_rows) * row;
   for (int64_t i = 0; i < d.N; ++i) {
-    std::memcpy(static_cast<char*>(d.residual) + i * row, static_cast<const char*>(p.embedding) + p.tokens[i] * row, row);
+    std::memcpy(static_cast<char*>(d.residual) + i * row, static_cast<const char*>(p.embedding) + p.tokens[i] * row,
+                row);
   }
   pass.run();
   linear({p.head_rows, d.width, p.V, d.dtype, p.head.dtype, last, p.head.weight, p.head.bias, p.logits});

@@ -61,7 +61,7 @@ def engine_of(predictor: Predictor, case: Case) -> Engine:
 
 
 def judge(predictor: Predictor, case: Case) -> ChiSquare:
-    counts = count(engine_of(predictor, case), RUNS, temperature=1.0)
+    counts = count(engine_of(predictor, case), case, temperature=1.0)
     return chi_square(counts, pair()[0].sequence_distribution(PROMPT, LENGTH))
 
 
