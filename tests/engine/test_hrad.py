@@ -19,7 +19,6 @@ from specbranch.session import Branches, Chain, Session, Verdict
 from specbranch.testing.statistics import ChiSquare, chi_square
 from specbranch.testing.table_model import TableModel
 
-RUNS = 6000
 LEVEL, POWER = 1e-4, 1e-8  # as in test_lossless.py
 
 
