@@ -149,14 +149,16 @@ SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row,
   }
   for (; panel < last; ++panel) {
     // Where a panel takes several passes, they alternate: one that reads half of the lines of the whole panel comes
-    // from far away twice.
-    constexpr int64_t kStep = kCount == kUnits<kFloats> ? INT64_MAX : 128;
-    for (int64_t begin = 0; begin < p.K; begin += std::min(kStep, p.K)) {
-      const int64_t end = std::min(begin + std::min(kStep, p.K), p.K);
+    // from far away twice. Once at least, as sums over no k are zeros.
+    const int64_t step = kCount == kUnits<kFloats> ? p.K : 128;
+    int64_t begin = 0;
+    do {
+      const int64_t end = std::min(begin + step, p.K);
       for (int64_t unit = 0; unit < kUnits<kFloats>; unit += kCount) {
         multiply_block<kFloats, W, kRows, kCount, 1>(p, x, panel, unit, begin, end, tile);
       }
-    }
+      begin = end;
+    } while (begin < p.K);
     store_tile(p, tile, row, kRows, panel, 1);
   }
 }

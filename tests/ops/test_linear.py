@@ -49,6 +49,15 @@ def test_rows_do_not_depend_on_each_other(exact: bool) -> None:
         assert torch.equal(ops.linear(x[:rows].contiguous(), packed, 70), alone[:rows])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 7, 13])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sums_over_nothing_are_the_bias(rows: int, dtype: torch.dtype) -> None:
+    packed, bias = torch.empty(2, 0, 64, dtype=dtype), torch.arange(70.0)
+    out = torch.full((rows, 70), float("nan"))
+    ops.linear(torch.empty(rows, 0), packed, 70, bias=bias, out=out)
+    assert torch.equal(out, bias.expand(rows, 70))
+
+
 def test_the_check_above_can_fail() -> None:
     """A product whose order of summation depends on the rows is what it is there to catch."""
     torch.manual_seed(1)
