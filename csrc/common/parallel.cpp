@@ -74,10 +74,11 @@ class Loop {
   void work(int helper) {
     uint64_t ticket = ticket_.load(std::memory_order_acquire);
     for (;;) {
-      const auto call = call_.load(std::memory_order_relaxed);
-      const void* context = context_.load(std::memory_order_relaxed);
+      // Who reads a member of a later loop has also seen that the loop before was closed: the claim below fails then.
+      const auto call = call_.load(std::memory_order_acquire);
+      const void* context = context_.load(std::memory_order_acquire);
       const uint64_t task = ticket & kClosed;
-      if (task >= tasks_.load(std::memory_order_relaxed) || helper >= helpers_.load(std::memory_order_relaxed)) return;
+      if (task >= tasks_.load(std::memory_order_acquire) || helper >= helpers_.load(std::memory_order_acquire)) return;
       if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel, std::memory_order_acquire))
         continue;
       call(context, static_cast<int64_t>(task));

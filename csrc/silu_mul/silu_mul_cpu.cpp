@@ -3,9 +3,7 @@
 //   out = gate / (1 + exp(-gate)) * up
 //
 // Layout: gate_up [rows, 2F] contiguous, F of gate then F of up; out [rows, F].
-// Work:   element-wise, one read and one write; bound by exp while the rows are in a cache, else by memory bytes; a
-// task
-//         is up to 512 elements of a row.
+// Work:   element-wise; a task is up to 512 elements of a row; bound by exp while the rows are in a cache.
 // exp is taken of -|gate| only, so that nothing overflows: sigmoid(x) = e / (1 + e) for x < 0, with e = exp(x).
 #include <algorithm>
 #include <cmath>
