@@ -49,17 +49,22 @@ class Decoder {
     cpu::decoder(p);
   }
 
+  void take_cache(DecoderParams& p, py::handle cache_) const {
+    TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
+    p.S = cache.size(4), p.cache = cache.data();
+    cache.sizes({p.L, 2, 1, p.Hkv, p.S, p.D});
+  }
+
   // Where p.N tokens go, what they see, and where their hidden states are wanted.
   void place(DecoderParams& p, py::handle cache_, py::handle positions_, py::handle slots_, py::handle prefix_,
              py::handle bits_, py::handle hidden_) const {
-    TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
     TensorArg positions("positions", positions_, kInt32, "[1, N]");
     TensorArg slots("slots", slots_, kInt32, "[1, N]");
     TensorArg prefix("prefix_length", prefix_, kInt32, "[1]");
     TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[1, N, ceil(T / 32)]", kOptional);
     TensorArg hidden("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
-    p.S = cache.size(4), p.W = bits.given() ? bits.size(2) : 0, p.K = hidden.given() ? hidden.size(1) : 0;
-    cache.sizes({p.L, 2, 1, p.Hkv, p.S, p.D});
+    p.W = bits.given() ? bits.size(2) : 0, p.K = hidden.given() ? hidden.size(1) : 0;
+    take_cache(p, cache_);
     positions.sizes({1, p.N});
     slots.sizes({1, p.N});
     prefix.sizes({1});
@@ -70,7 +75,7 @@ class Decoder {
     check_slots(slots, p.S);
     check_prefix(prefix, p.N, p.S);
     if (bits.given()) check_bits(bits, prefix, p.S);
-    p.cache = cache.data(), p.positions = positions.data<int32_t>(), p.slots = slots.data<int32_t>();
+    p.positions = positions.data<int32_t>(), p.slots = slots.data<int32_t>();
     p.prefix_length = prefix.data<int32_t>(), p.ancestor_bits = bits.data<uint32_t>(), p.hidden = hidden.data();
   }
 
@@ -159,20 +164,17 @@ class Drafter {
                 py::handle confidence_) const {
     DraftParams p{};
     p.model = model_;
-    DecoderParams& decoder = p.model.decoder;
-    TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
+    decoder_.take_cache(p.model.decoder, cache_);
     TensorArg tokens("tokens", tokens_, kInt64, "[n]");
     TensorArg logits("out logits", logits_, type_, "[steps, R, V]", kWritable);
     TensorArg cutoff("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
     TensorArg drawn("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
     TensorArg confidence("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
-    decoder.S = cache.size(4);
-    cache.sizes({decoder.L, 2, 1, decoder.Hkv, decoder.S, decoder.D});
     p.inputs = tokens.size(0), p.branches = branches, p.steps = steps, p.R = logits.size(1), p.prefix = prefix;
     logits.sizes({logits.size(0), p.R, p.model.V});
     for (const TensorArg* arg : {&cutoff, &drawn, &confidence}) arg->sizes({logits.size(0), p.R});
     check(p, tokens, logits);
-    decoder.cache = cache.data(), p.tokens = tokens.data<int64_t>();
+    p.tokens = tokens.data<int64_t>();
     p.draw = gumbel ? Draw::kGumbel : Draw::kInverseCdf;
     p.temperature = temperature, p.top_k = top_k, p.top_p = top_p, p.min_p = min_p;
     p.cut = top_k > 0 || top_p < 1.0f || min_p > 0.0f;
