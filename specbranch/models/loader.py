@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -90,20 +91,20 @@ def _resolve_dtype(
     raise ValueError(f"dtype was {dtype!r}; it must be auto, {', '.join(DTYPES)}")
 
 
-class _Tensors:
+class _Tensors(ABC):
     """Tensors by name, fetched on demand; remembers which were asked for."""
 
     def __init__(self, origin: object, dtype: torch.dtype, device: torch.device) -> None:
         self.origin, self.dtype, self.device = origin, dtype, device
         self._used: set[str] = set()
 
+    @abstractmethod
     def names(self) -> Iterable[str]:
         """Of all tensors there are."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fetch(self, name: str) -> torch.Tensor:
         """The tensor as it is kept."""
-        raise NotImplementedError
 
     def __call__(self, name: str, *shape: int) -> torch.Tensor:
         """Tensor ``name`` in the wanted dtype; its shape must be ``shape``."""

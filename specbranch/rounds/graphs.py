@@ -8,6 +8,7 @@ from outside; no launch depends on a value that the host reads.
 from __future__ import annotations
 
 import weakref
+from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from itertools import groupby
@@ -56,8 +57,9 @@ class CudaRunner(Runner):
             self._streams.run(self._steps)
         self._streams.synchronize()
 
+    @abstractmethod
     def _capture(self) -> None:
-        raise NotImplementedError
+        """Capture what ``_replay`` launches."""
 
     def _graph_of(self, stream: torch.cuda.Stream, launches: Callable[[], None]) -> GraphLaunch:
         graph = torch.cuda.CUDAGraph()
@@ -96,8 +98,9 @@ class CudaRunner(Runner):
         self._done[self._launched % len(self._done)].record(self._streams.target)
         self._launched += 1
 
+    @abstractmethod
     def _replay(self) -> None:
-        raise NotImplementedError
+        """Launch a round, its report included."""
 
     def report(self, number: int) -> list[int]:
         """Wait for round ``number`` since ``begin`` and read what it reported."""

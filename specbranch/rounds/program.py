@@ -62,6 +62,10 @@ class RoundProgram:
         self._logits = torch.empty(
             self.gamma + 1, target.model.vocab_size, dtype=target.model.dtype, device=device
         )
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Allocate what a round needs beyond plain decoding's."""
 
     # ------------------------------------------------------------------ a request
     def load(self, tokens: list[int], params: SamplingParams) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from ..models.llama import LlamaState
 from ..sampling_params import SamplingParams
 from .parcel import run_in_order
 from .program import RoundProgram
 
 
-class Runner:
+class Runner(ABC):
     """Launches the rounds of a program, one request after the other.
 
     ``ahead``: rounds launched before the host waits for one.
@@ -38,20 +40,21 @@ class Runner:
         """Start a request from ``tokens``, all but the last in the caches; rounds count from 0."""
         self.program.load(tokens, params)
 
+    @abstractmethod
     def drain(self) -> None:
         """Wait for rounds that were launched and that nobody will read."""
 
+    @abstractmethod
     def launch(self) -> None:
         """One more round."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, number: int) -> list[int]:
         """What round ``number`` since ``begin`` reported, once it has."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target_seconds(self) -> float:
         """How long the target's side has worked since ``begin``, as far as the host knows."""
-        raise NotImplementedError
 
 
 class EagerRunner(Runner):
@@ -60,6 +63,9 @@ class EagerRunner(Runner):
     The two sides may be kept apart there too (models whose ``device`` differs, ``cpu:1``), which is
     how tests run what two GPUs would.
     """
+
+    def drain(self) -> None:
+        """Nothing runs any more when ``launch`` has returned."""
 
     def launch(self) -> None:
         """One more round."""

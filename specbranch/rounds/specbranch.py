@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 
 from .. import ops
-from ..models.llama import LlamaState
 from ..ops.rounds import advance
-from ..sampling_params import SamplingParams
-from ..session import Settings
 from .parcel import Field, Parcel, Send, Step, Work
 from .sps import DraftingProgram
 
@@ -29,15 +26,8 @@ class SpecBranchProgram(DraftingProgram):
         "commit_length",
     )
 
-    def __init__(
-        self,
-        target: LlamaState,
-        draft: LlamaState | None,
-        settings: Settings,
-        params: SamplingParams,
-        room: int,
-    ) -> None:
-        super().__init__(target, draft, settings, params, room)
+    def _prepare(self) -> None:
+        super()._prepare()
         gamma, width, device = self.gamma, self.width, self.devices.draft
         steps = torch.arange(gamma, dtype=torch.int32, device=device).view(-1, 1)
         rows = torch.arange(width, dtype=torch.int32, device=device).view(1, -1)
@@ -57,7 +47,9 @@ class SpecBranchProgram(DraftingProgram):
             },
         )
         self._top_confidence = torch.zeros(1, device=device)
-        self._needs_logits = settings.draw != "gumbel"  # coupled: a chain is judged by matching
+        self._needs_logits = (
+            self._settings.draw != "gumbel"
+        )  # coupled: a chain is judged by matching
         self._chain_rows = Parcel(
             "draft",
             self.devices,
@@ -143,11 +135,7 @@ class SpecBranchProgram(DraftingProgram):
         return growth["candidates"], growth["num_branches"]
 
     def _chain_logits(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if not self._needs_logits:
-            return None, None
-        rows, gamma = self._chain_rows.received, self.gamma
-        cutoff = rows["cutoff"].view(1, gamma) if self.params.has_cutoff else None
-        return rows["logits"].view(1, gamma, -1), cutoff
+        return self._judged_by(self._chain_rows) if self._needs_logits else (None, None)
 
     def _advance(self) -> None:
         growth = self._growth.received

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..drafting import Sampler
-from ..models.llama import LlamaState
 from ..sampling_params import SamplingParams
-from ..session import Settings
 from .parcel import Field, Parcel, Send, Step, Work
 from .program import RoundProgram
 
@@ -23,20 +21,12 @@ class DraftingProgram(RoundProgram):
     needs_draft = True
     order_fields: tuple[str, ...] = ()
 
-    def __init__(
-        self,
-        target: LlamaState,
-        draft: LlamaState | None,
-        settings: Settings,
-        params: SamplingParams,
-        room: int,
-    ) -> None:
-        super().__init__(target, draft, settings, params, room)
-        assert draft is not None, "this policy needs a draft"
-        self._drafter = draft
-        model, device = draft.model, draft.model.device
+    def _prepare(self) -> None:
+        assert self.draft is not None, "this policy needs a draft"
+        self._drafter = self.draft
+        model, device = self.draft.model, self.draft.model.device
         self.width = self._num_rows()
-        self._draft_sampler = Sampler(params, settings.draw, self.width, device)
+        self._draft_sampler = Sampler(self.params, self._settings.draw, self.width, device)
         self._draft_offsets = self._offsets.to(device)
         self.orders = self._new_orders()
         # What the draft's tokens were drawn from: [G, rows, V] and [G, rows].
@@ -70,6 +60,12 @@ class DraftingProgram(RoundProgram):
         super()._load_params(params)
         self._draft_sampler.load(params)
 
+    def _judged_by(self, chain: Parcel) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits ``[1, G, V]`` and cutoffs ``[1, G]`` that the chain was drawn from."""
+        sent, gamma = chain.received, self.gamma
+        cutoff = sent["cutoff"].view(1, gamma) if self.params.has_cutoff else None
+        return sent["logits"].view(1, gamma, -1), cutoff
+
     def _draw(
         self,
         logits: torch.Tensor,
@@ -100,15 +96,8 @@ class SpsProgram(DraftingProgram):
 
     order_fields = ("length", "draft_inputs")
 
-    def __init__(
-        self,
-        target: LlamaState,
-        draft: LlamaState | None,
-        settings: Settings,
-        params: SamplingParams,
-        room: int,
-    ) -> None:
-        super().__init__(target, draft, settings, params, room)
+    def _prepare(self) -> None:
+        super()._prepare()
         self._chain = Parcel(
             "draft",
             self.devices,
@@ -155,6 +144,4 @@ class SpsProgram(DraftingProgram):
         state.target_inputs[0, 1:] = tokens[0].clamp(min=0)
 
     def _chain_logits(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        chain, gamma = self._chain.received, self.gamma
-        cutoff = chain["cutoff"].view(1, gamma) if self.params.has_cutoff else None
-        return chain["logits"].view(1, gamma, -1), cutoff
+        return self._judged_by(self._chain)
