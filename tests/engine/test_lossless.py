@@ -7,7 +7,7 @@ magnitude.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -124,8 +124,11 @@ def largest_branch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "verify", wrong)
 
 
-def argmax_residual(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take the residual's argmax where it must be sampled."""
+Recover = Callable[[torch.Tensor, Chain, int], int]
+
+
+def replace_recovered(monkeypatch: pytest.MonkeyPatch, recover: Recover) -> None:
+    """After a rejection, commit ``recover(target_logits, chain, num_accepted)``."""
     right = Session.verify
 
     def wrong(
@@ -133,12 +136,19 @@ def argmax_residual(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> Verdict:
         verdict = right(self, logits, chain, branches)
         at = verdict.num_accepted
-        if at == len(chain):
-            return verdict
-        residual = _probabilities(logits[at]) - _probabilities(chain.logits[at])
-        return Verdict(at, int(residual.argmax()), -1)
+        return verdict if at == len(chain) else Verdict(at, recover(logits, chain, at), -1)
 
     monkeypatch.setattr(Session, "verify", wrong)
+
+
+def argmax_residual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the residual's argmax where it must be sampled."""
+
+    def recover(logits: torch.Tensor, chain: Chain, at: int) -> int:
+        residual = _probabilities(logits[at]) - _probabilities(chain.logits[at])
+        return int(residual.argmax())
+
+    replace_recovered(monkeypatch, recover)
 
 
 def guesses_as_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,20 +200,13 @@ def first_token_ahead_unjudged(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hedge_for_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a rejection, commit the hedge (the draft's next best token), whatever was drawn."""
-    right = Session.verify
 
-    def wrong(
-        self: Session, logits: torch.Tensor, chain: Chain, branches: Branches | None = None
-    ) -> Verdict:
-        verdict = right(self, logits, chain, branches)
-        at = verdict.num_accepted
-        if at == len(chain):
-            return verdict
+    def recover(logits: torch.Tensor, chain: Chain, at: int) -> int:
         others = chain.logits[at].clone()
         others[chain.tokens[at]] = -torch.inf
-        return Verdict(at, int(others.argmax()))
+        return int(others.argmax())
 
-    monkeypatch.setattr(Session, "verify", wrong)
+    replace_recovered(monkeypatch, recover)
 
 
 MISTAKES = [
