@@ -22,13 +22,12 @@ import json
 import platform
 import re
 import shlex
-import subprocess
 import sys
 from collections import defaultdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import machine
 import torch
 from inflate import Inflation
 from methods import Method, Run, Weights, our_methods, peer_methods
@@ -43,6 +42,7 @@ from specbranch.pair import DEMO_DIR
 from specbranch.prompts import humaneval
 
 BASELINE = "ar"
+DISTRIBUTIONS = ("specbranch", "torch", "transformers", "numpy")
 
 
 def main() -> int:
@@ -216,12 +216,11 @@ def _record(
         "kind": "e2e",
         "command": shlex.join(["python", "bench/e2e.py", *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted_changes": bool(_git("status", "--porcelain", "specbranch", "csrc")),
+        **machine.commit("specbranch", "csrc"),
         "device": _device(args.device),
         "inflated": _inflated(weights),
         "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in ("specbranch", "torch", "transformers", "numpy")},
+        | {name: machine.installed(name) for name in DISTRIBUTIONS},
         "settings": given,
         "prompt_tokens": [len(prompt) for prompt in prompts],
     }
@@ -229,13 +228,12 @@ def _record(
 
 def _device(name: str) -> dict[str, Any]:
     """The machine, and the accelerator where one was used."""
-    found = {"cpu": _cpu_model(), "cores": num_cores(), "system": platform.platform()}
+    found = {"cpu": machine.device_name("cpu"), "cores": num_cores(), "system": platform.platform()}
     if name == "cpu":
         return found
-    driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     gpu = {
-        "name": torch.cuda.get_device_name(name),
-        "driver": driver.splitlines()[0] if driver else None,
+        "name": machine.device_name(name),
+        "driver": machine.driver(),
         "cuda": torch.version.cuda,
     }
     return found | {"gpu": gpu}
@@ -252,33 +250,6 @@ def _inflated(weights: tuple[Weights, Weights]) -> dict[str, Any] | None:
 def _sizes(shape: str | None, inflation: Inflation) -> dict[str, Any]:
     sizes = {"shape": shape, "parameters": inflation.num_parameters}
     return sizes | dataclasses.asdict(inflation.shape) | {"source": inflation.folder.name}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git(*args: str) -> str | None:
-    root = Path(__file__).resolve().parent.parent
-    return _output("git", "-C", str(root), *args)
-
-
-def _output(*command: str) -> str | None:
-    """What a command prints, None where there is no such command or it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _texts(args: argparse.Namespace) -> list[str]:
