@@ -1,4 +1,4 @@
-"""Hands a chain, its branches and the target's logits to ``ops.verify``; no allocation a round."""
+"""Hands a chain, its branches and the target's logits to ``ops.verify``, a tree to another op."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from . import ops
 from .drafting import Sampler
 from .sampling_params import SamplingParams
+from .staging import Staged
 
 if TYPE_CHECKING:
     from .session import Chain, Settings
@@ -20,7 +21,7 @@ Numbers = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 class Judge:
     """What ``ops.verify`` reads and writes for one request; batch 1.
 
-    The numbers are written on the host, all into one array, and go to the device in one copy.
+    A chain's numbers and verdict have tensors of their own: its rounds allocate nothing for them.
 
     Args:
         params, settings: of the request.
@@ -31,12 +32,9 @@ class Judge:
     def __init__(
         self, params: SamplingParams, settings: Settings, device: torch.device, max_rows: int
     ) -> None:
-        self._gamma, self._draw, self._where = settings.gamma, settings.draw, device
+        self._gamma, self._draw, self._device = settings.gamma, settings.draw, device
         self._sampler = Sampler(params, settings.draw, max_rows, device)
-        self._host = torch.zeros(settings.gamma + settings.k_max + 2, dtype=torch.int32)
-        self._device = self._host.to(device)
-        # Writing and reading through NumPy costs a tenth of a torch operation.
-        self._view = self._host.numpy()
+        self._staged = Staged(settings.gamma + settings.k_max + 2, device)
         self._parts: dict[tuple[int, int], Numbers] = {}
         self._verdict = torch.empty(3, dtype=torch.int32, device=device)
         self._out = tuple(self._verdict.view(3, 1))
@@ -88,7 +86,7 @@ class Judge:
         the walk goes on where a child is what it drew. ``target_logits [N + 1, V]``: row 0 follows
         the prefix, row i + 1 node i.
         """
-        sampler, device = self._sampler, self._where
+        sampler, device = self._sampler, self._device
         sampler.place(position)
         cutoff = sampler.cut(target_logits)
         numbers = torch.tensor([[tokens, parents]], dtype=torch.int32).view(2, 1, len(tokens))
@@ -109,19 +107,18 @@ class Judge:
         return path[0, : int(accepted)].tolist(), int(token)
 
     def _of_chain(self, rows: torch.Tensor | None) -> torch.Tensor | None:
-        return None if rows is None else rows.to(self._where).unsqueeze(0)
+        return None if rows is None else rows.to(self._device).unsqueeze(0)
 
     def _numbers(self, chain: Sequence[int], candidates: Sequence[int]) -> Numbers:
         """Chain ``[1, m]``, its length ``[1]``, candidates ``[1, k]``, their number ``[1]``."""
         num_chain, num_branches, middle = len(chain), len(candidates), self._gamma + 1
-        view = self._view
+        view = self._staged.view
         view[0], view[1 : 1 + num_chain] = num_chain, chain
         view[middle], view[middle + 1 : middle + 1 + num_branches] = num_branches, candidates
-        if self._device is not self._host:
-            self._device.copy_(self._host)
+        self._staged.upload()
         parts = self._parts.get((num_chain, num_branches))
         if parts is None:
-            numbers = self._device
+            numbers = self._staged.tensor
             parts = self._parts[num_chain, num_branches] = (
                 numbers[1 : 1 + num_chain].view(1, -1),
                 numbers[:1],

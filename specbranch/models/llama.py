@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..cache import SlotCache
+from ..staging import Staged
 from ..tree import SpeculationTree
 from .config import LlamaConfig
 from .linear import Linear, PlainLinear
@@ -145,31 +146,25 @@ class LlamaModel:
 
 
 class _Step:
-    """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N.
-
-    The numbers are written on the host, all into one array, and go to the device in one copy.
-    """
+    """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N."""
 
     def __init__(self, model: LlamaModel, count: int, words: int) -> None:
         # A forward fills the logits, or the final norm's output, which the head then reads.
         width = model.config.hidden_size if model.drafter is None else model.vocab_size
         self.out = model.embedding.new_empty(count, width)
-        self._host = torch.empty(2 * count + 1 + count * words, dtype=torch.int32)
-        self._device = self._host.to(model.device)
-        self.positions = self._device[:count].view(1, count)
-        self.slots = self._device[count : 2 * count].view(1, count)
-        self.prefix = self._device[2 * count : 2 * count + 1]
-        self.bits = self._device[2 * count + 1 :].view(1, count, words) if words else None
-        # Writing through NumPy costs a tenth of a torch operation.
-        view = self._host.numpy()
+        self._staged = Staged(2 * count + 1 + count * words, model.device)
+        numbers, view = self._staged.tensor, self._staged.view
+        self.positions = numbers[:count].view(1, count)
+        self.slots = numbers[count : 2 * count].view(1, count)
+        self.prefix = numbers[2 * count : 2 * count + 1]
+        self.bits = numbers[2 * count + 1 :].view(1, count, words) if words else None
         self.positions_view, self.slots_view = view[:count], view[count : 2 * count]
         self.prefix_view = view[2 * count : 2 * count + 1]
         self.bits_view = view[2 * count + 1 :].reshape(count, words) if words else None
 
     def upload(self) -> None:
         """Send what was written to the device."""
-        if self._device is not self._host:
-            self._device.copy_(self._host)
+        self._staged.upload()
 
 
 class LlamaState:
