@@ -129,6 +129,11 @@ class DraftBuffers:
                 host.copy_(tensor)
 
 
+def nan_draft(position: int) -> ValueError:
+    """What a bad row of the draft's logits ends a request with."""
+    return ValueError(f"draft gave NaN logits for position {position}")
+
+
 def draft_steps(
     state: DecoderState,
     tokens: Sequence[int],
@@ -155,7 +160,7 @@ def draft_steps(
     out.fetch()
     width = max(branches, 1)
     if taken and out.token_view[taken - 1, :width].min() < 0:
-        raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
+        raise nan_draft(position + taken - 1)
     return taken
 
 
@@ -194,7 +199,7 @@ def draft_until(
         drawn = take_step(state, inputs, None, 1, taken, sampler, position + taken, out)
         inputs, taken = drawn.token, taken + 1
         if int(drawn.token) < 0:
-            raise ValueError(f"draft gave NaN logits for position {position + taken - 1}")
+            raise nan_draft(position + taken - 1)
         unsure = float(entropy_of(drawn)) > max_entropy
     out.fetch()
     return taken, unsure

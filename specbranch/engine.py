@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from . import ops
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
-from .models.protocol import CausalLM
+from .models.protocol import CausalLM, check_same_vocabulary
 from .policies import POLICIES, Policy, TreePolicy
 from .predictor import HRad, Predictor
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
@@ -373,11 +373,8 @@ def _token_ids(prompt: Sequence[int]) -> list[int]:
 def _check_vocabularies(
     target: CausalLM, draft: CausalLM | None, tokenizer: Tokenizer | None
 ) -> None:
-    if draft is not None and draft.vocab_size != target.vocab_size:
-        raise ValueError(
-            f"draft has a vocabulary of {draft.vocab_size} tokens; "
-            f"it must be the target's {target.vocab_size}"
-        )
+    if draft is not None:
+        check_same_vocabulary(target, draft)
     if tokenizer is not None and tokenizer.vocab_size > target.vocab_size:
         raise ValueError(
             f"tokenizer has {tokenizer.vocab_size} tokens; "

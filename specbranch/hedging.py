@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from . import ops
-from .drafting import take_step
-from .session import Chain, Session
+from .drafting import nan_draft, take_step
+from .session import Chain, Growth, Session
 
 
 @dataclass(frozen=True)
@@ -33,28 +33,14 @@ class HedgePoints:
 
 
 @dataclass
-class Fan:
+class Fan(Growth):
     """Branches behind several points of a chain, and what was drafted behind each head."""
 
     heads: list[Hedge]
-    tokens: torch.Tensor  # [steps, branches]
-    confidence: torch.Tensor  # [steps, branches]
-    logits: torch.Tensor  # [steps, branches, V]
-    cutoff: torch.Tensor | None  # [steps, branches]
-
-    @property
-    def steps(self) -> int:
-        """Tokens drafted behind each head."""
-        return int(self.tokens.shape[0])
 
     def find(self, head: Hedge) -> int:
         """The branch with this head, -1: none."""
         return self.heads.index(head) if head in self.heads else -1
-
-    def chain(self, idx: int, count: int) -> Chain:
-        """The first ``count`` tokens behind head ``idx``."""
-        cutoff = None if self.cutoff is None else self.cutoff[:count, idx].contiguous()
-        return Chain(self.tokens[:count, idx].tolist(), self.logits[:count, idx], cutoff)
 
 
 def read_points(session: Session, chain: Chain) -> HedgePoints:
@@ -76,7 +62,7 @@ def read_points(session: Session, chain: Chain) -> HedgePoints:
     )
     sizes = found.num_branches.tolist()
     if 0 in sizes:
-        raise ValueError(f"draft gave NaN logits for position {session.length + sizes.index(0)}")
+        raise nan_draft(session.length + sizes.index(0))
     rows = zip(found.candidates.tolist(), sizes, strict=True)
     return HedgePoints(found.confidence.tolist(), [row[:size] for row, size in rows])
 
@@ -100,7 +86,7 @@ def grow_fan(session: Session, chain: Chain, heads: Sequence[Hedge]) -> Fan:
     session.stats.draft_forwards += room
     out.fetch()
     return Fan(
-        list(heads),
+        heads=list(heads),
         tokens=out.tokens[:room, :width],
         confidence=out.confidence[:room, :width],
         logits=out.logits[:room, :width],

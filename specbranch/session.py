@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from . import ops
-from .drafting import DraftBuffers, Sampler, draft_steps, draft_until
+from .drafting import DraftBuffers, Sampler, draft_steps, draft_until, nan_draft
 from .judge import Judge
 from .lanes import Lanes
 from .models.protocol import CausalLM, DecoderState, ForwardOutput
@@ -127,22 +127,37 @@ class Guesses:
 
 
 @dataclass
-class Branches:
-    """Candidates at the branch point and what was drafted behind each of them."""
+class Growth:
+    """What was drafted behind the heads of k branches."""
 
-    candidates: list[int]
     tokens: torch.Tensor  # [steps, k]
     confidence: torch.Tensor  # [steps, k]
     logits: torch.Tensor  # [steps, k, V]
     cutoff: torch.Tensor | None  # [steps, k]
 
-    def __len__(self) -> int:
-        return len(self.candidates)
-
     @property
     def steps(self) -> int:
-        """Tokens drafted behind each candidate."""
+        """Tokens drafted behind each head."""
         return int(self.tokens.shape[0])
+
+    def chain(self, idx: int, count: int) -> Chain:
+        """The first ``count`` tokens behind head ``idx``."""
+        return Chain(
+            tokens=self.tokens[:count, idx].tolist(),
+            logits=self.logits[:count, idx],
+            cutoff=None if self.cutoff is None else self.cutoff[:count, idx].contiguous(),
+            next_logits=self.logits[count, idx] if count < self.steps else None,
+        )
+
+
+@dataclass
+class Branches(Growth):
+    """Candidates at the branch point and what was drafted behind each of them."""
+
+    candidates: list[int]
+
+    def __len__(self) -> int:
+        return len(self.candidates)
 
 
 @dataclass(frozen=True)
@@ -309,7 +324,7 @@ class Session:
         found = self._branch_topk(logits, branch_point)
         num_branches = int(found.num_branches[0])
         if num_branches == 0:
-            raise ValueError(f"draft gave NaN logits for position {branch_point}")
+            raise nan_draft(branch_point)
         candidates = found.candidates[0, :num_branches].tolist()
         out = self.next_buffers()
         room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
@@ -330,15 +345,7 @@ class Session:
         """Turn the first ``num_kept`` tokens of branch ``idx`` into the next chain."""
         num_cached = min(num_kept + 1, branches.steps)
         self.draft.commit([step * len(branches) + idx for step in range(num_cached)])
-        more = num_kept < branches.steps
-        return Chain(
-            tokens=branches.tokens[:num_kept, idx].tolist(),
-            logits=branches.logits[:num_kept, idx],
-            cutoff=None
-            if branches.cutoff is None
-            else branches.cutoff[:num_kept, idx].contiguous(),
-            next_logits=branches.logits[num_kept, idx] if more else None,
-        )
+        return branches.chain(idx, num_kept)
 
     def unread(self, chain: Sequence[int] = ()) -> list[int]:
         """What the draft has not seen of ``X + chain``."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..lanes import SerialLanes
-from ..models.protocol import CausalLM
+from ..models.protocol import CausalLM, check_same_vocabulary
 from ..predictor import HRad, HRadConfig, Keep, embedding_of, num_layers_of
 from .collect import Collection, Examples, write_safely
 from .evaluate import Score, as_object, as_text, evaluate
@@ -83,11 +83,7 @@ def _config(
     width, layers = embedding_of(target).shape[1], num_layers_of(target)
     if layers is not None and settings.layers > layers:
         raise ValueError(f"layers was {settings.layers}; the target has {layers}")
-    if draft.vocab_size != target.vocab_size:
-        raise ValueError(
-            f"draft has a vocabulary of {draft.vocab_size} tokens; "
-            f"it must be the target's {target.vocab_size}"
-        )
+    check_same_vocabulary(target, draft)
     return HRadConfig(settings.layers, width, target.vocab_size, settings.gamma, *names)
 
 

@@ -72,3 +72,16 @@ class CausalLM(Protocol):
     def new_state(self, max_seq_len: int, tree_slots: int) -> DecoderState:
         """An empty state with room for a prefix of ``max_seq_len`` and ``tree_slots`` nodes."""
         ...
+
+
+def check_same_vocabulary(target: CausalLM, draft: CausalLM) -> None:
+    """Refuse a draft whose tokens are not the target's.
+
+    Raises:
+        ValueError: naming both sizes.
+    """
+    if draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"draft has a vocabulary of {draft.vocab_size} tokens; "
+            f"it must be the target's {target.vocab_size}"
+        )
