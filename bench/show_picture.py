@@ -32,9 +32,9 @@ def main() -> int:
     """Run the command line and draw what it printed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "show.svg")
-    parser.add_argument("prompt", nargs="?", default="def quicksort(items):")
+    parser.add_argument("prompt", nargs="?", default="def read_file(path):")
     args, flags = parser.parse_known_args()
-    flags = flags or ["--max-new-tokens", "128", "--temperature", "0.7", "--seed", "2"]
+    flags = flags or ["--max-new-tokens", "128", "--temperature", "0.5", "--seed", "1"]
     command = ["generate", args.prompt, *flags, "--show", "--stats"]
     done = subprocess.run(
         [sys.executable, "-m", "specbranch", *command], capture_output=True, text=True
