@@ -19,6 +19,7 @@ from .sampling_params import SamplingParams, check_int
 from .session import Committed, Session, Settings
 from .stats import Stats
 from .text import TextStream
+from .timeline import Timeline
 from .tokenizer import Tokenizer
 
 Done = TypeVar("Done")
@@ -228,38 +229,51 @@ class Engine:
 
     # ------------------------------------------------------------------ public calls
     def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
     ) -> GenerationResult:
         """Generate to the end.
 
         Args:
             prompt: text (needs a tokenizer) or token ids, at least one.
             params: defaults to ``SamplingParams()``.
+            timeline: is filled with what the two lanes do; not for rounds on the device.
 
         Raises:
             TypeError, ValueError: for a prompt or a length that does not fit, naming it.
         """
-        request = self._open(prompt, params)
+        request = self._open(prompt, params, timeline)
         for _ in self._events(request):
             pass
         assert request.result is not None, "the loop above has ended the request"
         return request.result
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
     ) -> Generator[str, None, None] | Generator[list[int], None, None]:
         """Yield text as it is committed, never half a character; lists of ids with no tokenizer.
 
         Closing the iterator cancels the request. ``last_result`` holds the result after the end.
         """
-        events = self.events(prompt, params)
+        events = self.events(prompt, params, timeline=timeline)
         return _ids(events) if self.tokenizer is None else _texts(events)
 
     def events(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
     ) -> Generator[Event, None, None]:
         """Like ``stream``, with the tokens of each round and where they came from."""
-        return self._events(self._open(prompt, params))
+        return self._events(self._open(prompt, params, timeline))
 
     def cancel(self) -> None:
         """End every running request after its round; may be called from another thread."""
@@ -299,11 +313,18 @@ class Engine:
                 return work()
 
     # ------------------------------------------------------------------ opening a request
-    def _open(self, prompt: str | Sequence[int], params: SamplingParams | None) -> _Request:
+    def _open(
+        self,
+        prompt: str | Sequence[int],
+        params: SamplingParams | None,
+        timeline: Timeline | None,
+    ) -> _Request:
         started = time.perf_counter()
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise TypeError(f"params was {type(params).__name__}; it must be SamplingParams")
+        if timeline is not None and self._pool is not None:
+            raise ValueError("timeline was given; with rounds on the device it must be None")
         if params.stop and self.tokenizer is None:
             raise ValueError("stop was given; stop strings need an engine with a tokenizer")
         tokens = self._prompt_tokens(prompt)
@@ -325,6 +346,7 @@ class Engine:
             hidden_layers=hidden_layers,
             target_nodes=self._target_nodes,
             states=runner.take_states() if runner is not None else None,
+            timeline=timeline,
         )
         eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
         stream = TextStream(self.tokenizer, params.stop)
