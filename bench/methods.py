@@ -177,6 +177,7 @@ def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
         "adaedl": ["gamma", "verify", "epsilon"],
         "lookahead": ["gamma", "k_max", "window", "verify"],
         "ngram": ["gamma", "max_ngram", "verify"],
+        "auto": ["gamma", "k_max", "epsilon", "verify"],
     }[policy]
     keys = [key for key in concerns if getattr(args, key)]
     values = itertools.product(*(getattr(args, key) for key in keys))

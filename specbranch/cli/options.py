@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
-POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
+POLICIES = (
+    "ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram", "auto",
+)  # fmt: skip
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")
