@@ -88,11 +88,6 @@ def compare(
     )
 
 
-def num_runs(num_methods: int, num_prompts: int, repeat: int) -> int:
-    """How often ``compare`` calls ``step``."""
-    return num_methods * num_prompts * repeat
-
-
 def _tokens(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer | None) -> list[list[int]]:
     """Token ids of all prompts; the engine checks their range."""
     if not prompts:

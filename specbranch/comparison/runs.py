@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from ..timeline import Round, Span
 
+DIGITS = 7  # of seconds, in files
+
 
 class Arrival(NamedTuple):
     """A round's output: seconds after the start, and how many tokens of it count."""
@@ -54,16 +56,16 @@ class Run:
         return cls(**found | lists)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, times to the microsecond."""
+        """Plain values, times to a tenth of a microsecond."""
         found = dict(self.__dict__)
-        found["counters"] = {key: round(val, 6) for key, val in self.counters.items()}
+        found["counters"] = {key: round(val, DIGITS) for key, val in self.counters.items()}
         for key in ("arrivals", "spans"):
             found[key] = [
-                [round(val, 6) if isinstance(val, float) else val for val in row]
+                [round(val, DIGITS) if isinstance(val, float) else val for val in row]
                 for row in found[key]
             ]
         found["rounds"] = [list(row) for row in self.rounds]
         return found | {
-            "seconds": round(self.seconds, 6),
-            "prefill_seconds": round(self.prefill_seconds, 6),
+            "seconds": round(self.seconds, DIGITS),
+            "prefill_seconds": round(self.prefill_seconds, DIGITS),
         }
