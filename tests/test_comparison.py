@@ -373,6 +373,13 @@ def test_commit_of_a_place_that_is_no_checkout(tmp_path):
     assert commit(tmp_path) == {"commit": None, "uncommitted_changes": None}
 
 
+@pytest.mark.parametrize(("load", "is_busy"), [(2.1, True), (1.9, False), (None, False)])
+def test_a_busy_machine_is_said(greedy, load, is_busy):
+    device = greedy.about["device"] | {"cores": 1, "cores_of_machine": 4}
+    found = replace(greedy, about=greedy.about | {"load_average": load, "device": device})
+    assert ("THE MACHINE WAS BUSY" in found.table()) == is_busy
+
+
 def test_table_has_a_row_for_each_method(greedy):
     lines = greedy.table().splitlines()
     assert [line.split()[0] for line in lines[2:10]] == list(EVERY)
@@ -450,6 +457,16 @@ def test_pictures_hold_the_figures(greedy):
 
 def bar_containers(axes) -> list:
     return [found for found in axes.containers if type(found).__name__ == "BarContainer"]
+
+
+def test_a_long_name_has_its_settings_on_another_line():
+    pytest.importorskip("matplotlib")
+    from specbranch.comparison.plots import label_of
+
+    names = ["sps:gamma=2", "specbranch:gamma=4,draft_stage=serial"]
+    assert [label_of(parse_method(name)) for name in names] == [
+        "sps:gamma=2", "specbranch:\ngamma=4,draft_stage=serial",
+    ]  # fmt: skip
 
 
 def test_what_was_not_drafted_has_no_picture():

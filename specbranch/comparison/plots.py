@@ -30,6 +30,7 @@ HRAD_COLOUR = "#7a0f1c"
 MARKERS = "osD^vP*X<>"
 FEW = 20  # judged tokens below which a share is only a hint
 DPI = 150
+LONG_NAME = 18  # characters
 
 
 def can_draw() -> bool:
@@ -81,6 +82,12 @@ def colours(methods: Sequence[Method]) -> dict[str, str]:
     return found
 
 
+def label_of(method: Method) -> str:
+    """Its name, the settings of a long one on a line of their own."""
+    head, colon, rest = method.name.partition(":")
+    return f"{head}:\n{rest}" if colon and len(method.name) > LONG_NAME else method.name
+
+
 def _tidy(axes: Any, grid: str = "x") -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -116,10 +123,10 @@ def speedup_figure(comparison: Comparison) -> Any:
         largest = max(largest, *ratios)
         axes.text(1.01, row, f"{median:.2f}", transform=axes.get_yaxis_transform(), va="center")
     axes.axvline(1.0, color="#222222", linewidth=1, linestyle="--")
-    axes.set_yticks(range(len(methods)), [method.name for method in methods])
+    axes.set_yticks(range(len(methods)), [label_of(method) for method in methods])
     axes.set_xlim(0, 1.05 * largest)
     axes.set_xlabel("speedup over ar: median, quartiles, and every prompt (dots)")
-    axes.set_title(f"Tokens per second over ar: {_what(comparison)}", fontsize="medium")
+    figure.suptitle(f"Tokens per second over ar: {_what(comparison)}", fontsize="medium")
     _tidy(axes)
     return figure
 
@@ -130,32 +137,33 @@ PARTS = ("accepted", "rolled_back", "pruned")
 
 def rollback_figure(comparison: Comparison) -> Any:
     """What became of the main line's drafted tokens; None where nothing was drafted."""
-    shares = {
-        method.name: found
+    shares = [
+        (method, found)
         for method in comparison.methods[::-1]
         if (found := _shares(comparison, method)) is not None
-    }
+    ]
     if not shares:
         return None
     colour = colours(comparison.methods)
     figure = new_figure(8, 1.7 + 0.42 * len(shares))
     axes = figure.subplots()
     styles = {"accepted": 0.3, "rolled_back": 1.0, "pruned": 0.12, "left": 0.0}
-    for row, (name, found) in enumerate(shares.items()):
+    for row, (method, found) in enumerate(shares):
+        shade = colour[method.name]
         start = 0.0
         for part, alpha in styles.items():
-            rgba = (colour[name], alpha)
+            rgba = (shade, alpha)
             axes.barh(
-                row, found[part], left=start, height=0.62, facecolor=rgba, edgecolor=colour[name],
+                row, found[part], left=start, height=0.62, facecolor=rgba, edgecolor=shade,
                 hatch="////" if part == "pruned" else None, linewidth=0.8,
             )  # fmt: skip
             start += found[part]
         label = f"RB {found['rolled_back']:.2f}"
         axes.text(1.01, row, label, transform=axes.get_yaxis_transform(), va="center")
-    axes.set_yticks(range(len(shares)), list(shares))
+    axes.set_yticks(range(len(shares)), [label_of(method) for method, _ in shares])
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the main line's drafted tokens")
-    axes.set_title(f"What became of drafted tokens: {_what(comparison)}", fontsize="medium")
+    figure.suptitle(f"What became of drafted tokens: {_what(comparison)}", fontsize="medium")
     _part_legend(figure)
     _tidy(axes)
     return figure
@@ -198,7 +206,7 @@ def acceptance_figure(comparison: Comparison) -> Any:
         places, shares = [at for at, _, _ in points], [hits / num for _, num, hits in points]
         lowest = min(lowest, *shares)
         style = {"color": colour[method.name], "marker": MARKERS[idx % len(MARKERS)]}
-        (line,) = axes.plot(places, shares, label=method.name, linewidth=1.6, **style)
+        (line,) = axes.plot(places, shares, label=label_of(method), linewidth=1.6, **style)
         line.set_markevery([row for row, (_, num, _) in enumerate(points) if num >= FEW])
         few = [row for row, (_, num, _) in enumerate(points) if num < FEW]
         hollow = {"linestyle": "none", "markerfacecolor": "white"}
@@ -207,10 +215,14 @@ def acceptance_figure(comparison: Comparison) -> Any:
         return None
     axes.set_ylim(max(0.0, math.floor(10 * lowest - 0.5) / 10), 1.02)
     axes.set_xticks(_ticks(longest))
-    axes.set_xlabel(f"position in the chain (hollow: fewer than {FEW} tokens judged there)")
+    axes.set_xlabel("position in the chain")
     axes.set_ylabel("accepted, of those judged")
-    axes.set_title(f"Acceptance by position: {_what(comparison)}", fontsize="medium")
-    figure.legend(loc="outside right upper", frameon=False)
+    figure.suptitle(
+        f"Acceptance by position: {_what(comparison)}\n"
+        f"hollow: fewer than {FEW} tokens judged there",
+        fontsize="medium",
+    )
+    figure.legend(loc="outside right center", frameon=False)
     _tidy(axes, "y")
     return figure
 
@@ -240,6 +252,8 @@ def length_figure(comparison: Comparison) -> Any:
         axes.set_xticks([0, *(at for at in _ticks(longest) if at < longest)])
     for axes in grid.flat[len(found) :]:
         axes.set_visible(False)
+    for axes in grid.flat[len(found) - columns : len(found)]:  # nothing is below these
+        axes.tick_params(labelbottom=True)
     figure.supxlabel("drafted tokens accepted in a round", fontsize="medium")
     figure.supylabel("share of rounds", fontsize="medium")
     figure.suptitle(f"Accepted length (line: mean, M): {_what(comparison)}", fontsize="medium")
@@ -251,5 +265,5 @@ def _histogram(axes: Any, method: Method, counts: Sequence[int], colour: str) ->
     mean = sum(length * count for length, count in enumerate(counts)) / total
     axes.bar(range(len(counts)), [count / total for count in counts], color=colour, width=0.8)
     axes.axvline(mean, color="#222222", linestyle="--", linewidth=1)
-    axes.set_title(f"{method.name}: {mean:.2f}", fontsize="small", color=colour)
+    axes.set_title(f"{label_of(method)}: {mean:.2f}", fontsize="small", color=colour)
     _tidy(axes, "y")

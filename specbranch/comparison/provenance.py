@@ -19,6 +19,11 @@ def provenance(comparison: Comparison) -> list[str]:
         *(f"{method.name}: {_settings(method)}" for method in comparison.methods),
         _versions(about),
     ]
+    if _is_busy(about):
+        lines.append(
+            f"THE MACHINE WAS BUSY before the run (load average {about['load_average']:.1f} on "
+            f"{about['device']['cores_of_machine']} cores): times are not to be relied on"
+        )
     if about.get("command"):
         lines.append(f"command: {about['command']}")
     if about.get("observed_apart"):
@@ -34,6 +39,12 @@ def provenance(comparison: Comparison) -> list[str]:
             "its work"
         )
     return [*lines, *about.get("notes", ()), *equality(comparison)]
+
+
+def _is_busy(about: dict[str, Any]) -> bool:
+    """Whether others took more than half of the machine's cores."""
+    load = about.get("load_average")
+    return load is not None and load > about["device"]["cores_of_machine"] / 2
 
 
 def _device(about: dict[str, Any]) -> str:

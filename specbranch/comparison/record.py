@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 import platform
 import shutil
 import subprocess
@@ -44,6 +45,7 @@ def devices(models: Sequence[CausalLM], threads: int | None) -> dict[str, Any]:
     found: dict[str, Any] = {
         "cpu": device_name("cpu"),
         "cores": num_cores(),
+        "cores_of_machine": os.cpu_count() or num_cores(),
         "threads": threads or num_cores(),
         "system": platform.platform(),
     }
@@ -52,6 +54,11 @@ def devices(models: Sequence[CausalLM], threads: int | None) -> dict[str, Any]:
         found["gpus"] = {name: device_name(name) for name in sorted(gpus)}
         found |= {"driver": driver(), "cuda": torch.version.cuda}
     return found
+
+
+def load_average() -> float | None:
+    """Tasks that wanted a core in the last minute; None where the system does not say."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def commit(root: Path = ROOT, sources: Sequence[str] = SOURCES) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from ..tokenizer import Tokenizer
 from .equality import Difference, judge
 from .measure import Contestant
 from .methods import BASELINE, DEFAULT_METHODS, plan_methods
-from .record import record
+from .record import load_average, record
 from .result import Comparison, must_equal
 from .runs import Run
 
@@ -64,19 +64,13 @@ def compare(
     tokens = _tokens(prompts, tokenizer)
     _check_lengths(tokens, params, [target] if draft is None or not needy else [target, draft])
     contestants = [Contestant(each, target, draft, predictor, threads) for each in planned]
+    load = load_average()
     for contestant in contestants:  # first calls allocate, compile and capture
         warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, WARM_UP_TOKENS))
         contestant.run(tokens[0], warm_up, idx=0, repeat=0)
     runs = list(_interleaved(contestants, tokens, params, repeat, step))
     order = {method.name: idx for idx, method in enumerate(planned)}
     runs.sort(key=lambda run: (run.prompt, run.repeat, order[run.method]))
-    models = [target] if draft is None else [target, draft]
-    about = record(models, threads)
-    about["models"] = {
-        name: {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
-        for name, model in zip(("target", "draft"), models, strict=False)
-    }
-    about["observed_apart"] = [each.method.name for each in contestants if each.observes_apart]
     return Comparison(
         methods=[replace(each.method, settings=each.settings) for each in contestants],
         prompt_tokens=[len(prompt) for prompt in tokens],
@@ -84,8 +78,22 @@ def compare(
         repeat=repeat,
         runs=runs,
         differences=_differences(contestants, runs, tokens, params),
-        about=about,
+        about=_about(target, draft, contestants, threads) | {"load_average": load},
     )
+
+
+def _about(
+    target: CausalLM, draft: CausalLM | None, contestants: list[Contestant], threads: int | None
+) -> dict[str, Any]:
+    """Where it ran and on what."""
+    models = {"target": target} if draft is None else {"target": target, "draft": draft}
+    return record(list(models.values()), threads) | {
+        "models": {
+            name: {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
+            for name, model in models.items()
+        },
+        "observed_apart": [each.method.name for each in contestants if each.observes_apart],
+    }
 
 
 def _tokens(prompts: Sequence[str | Sequence[int]], tokenizer: Tokenizer | None) -> list[list[int]]:

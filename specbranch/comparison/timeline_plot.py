@@ -16,6 +16,7 @@ NUM_ROUNDS = 7
 FIRST = 2  # rounds before it fill the pipeline
 LANES = {TARGET: 1, DRAFT: 0}  # where each lies
 HEIGHT = 0.72
+NARROW = 0.036  # of the picture's width: labels of such rounds would touch
 COLOURS = {
     (TARGET, "prefill"): "#9aa5b1",
     (TARGET, "forward"): "#2f5d8c",
@@ -101,12 +102,13 @@ def _moved(spans: Sequence[Span], rounds: range, origin: float) -> list[Span]:
 def _draw(windows: Sequence[Window]) -> Any:
     from .plots import colours, new_figure
 
-    figure = new_figure(11, 1.2 + 1.05 * len(windows))
+    figure = new_figure(11, 1.2 + 1.15 * len(windows))
     grid = figure.subplots(len(windows), 1, sharex=True, squeeze=False)[:, 0]
     longest = 1e3 * max(each.seconds for each in windows)
     colour = colours([each.method for each in windows])
     for axes, each in zip(grid, windows, strict=True):
         _draw_window(axes, each)
+        _label_rounds(axes, each, NARROW * longest)
         rate = f"{each.num_tokens} tokens in {1e3 * each.seconds:.1f} ms"
         style = {"fontsize": "small", "fontweight": "bold", "color": colour[each.method.name]}
         axes.set_title(f"{each.method.name}: {rate}", loc="left", pad=2, **style)
@@ -123,7 +125,7 @@ def _draw(windows: Sequence[Window]) -> Any:
 
 
 def _draw_window(axes: Any, each: Window) -> None:
-    """Grey lanes, a bar for each span, a line and a label for each round."""
+    """Grey lanes, a bar for each span, a line between rounds."""
     total = 1e3 * each.seconds
     for lane, row in LANES.items():
         axes.barh(row, total, height=HEIGHT, color="#ececec", label=f"{lane} idle")
@@ -134,17 +136,22 @@ def _draw_window(axes: Any, each: Window) -> None:
                 color=COLOURS[span.lane, span.work], label=f"{lane} {span.work}",
             )  # fmt: skip
     for start in each.starts[1:]:
-        axes.axvline(1e3 * start, ymax=0.86, color="#222222", linewidth=0.7, linestyle=":")
-    for start, end, outcome in zip(
-        each.starts, [*each.starts[1:], each.seconds], each.rounds, strict=True
-    ):
-        branch = " +b" if outcome.last == "branch" else ""
-        label = f"{outcome.num_accepted}/{outcome.num_drafted}{branch}"
-        axes.text(500 * (start + end), 1.44, label, ha="center", va="bottom", fontsize="x-small")
+        axes.axvline(1e3 * start, ymax=0.685, color="#222222", linewidth=0.7, linestyle=":")
     axes.set_yticks(list(LANES.values()), list(LANES))
-    axes.set_ylim(-0.5, 2.0)
+    axes.set_ylim(-0.5, 2.3)
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
+
+
+def _label_rounds(axes: Any, each: Window, narrow: float) -> None:
+    """What came of each round, above it; of rounds below ``narrow`` ms every other one higher."""
+    ends, is_high = [*each.starts[1:], each.seconds], False
+    for start, end, outcome in zip(each.starts, ends, each.rounds, strict=True):
+        is_high = 1e3 * (end - start) < narrow and not is_high
+        branch = " +b" if outcome.last == "branch" else ""
+        label = f"{outcome.num_accepted}/{outcome.num_drafted}{branch}"
+        place = 500 * (start + end), 1.83 if is_high else 1.42
+        axes.text(*place, label, ha="center", va="bottom", fontsize="x-small")
 
 
 def _legend(figure: Any, windows: Sequence[Window]) -> None:
