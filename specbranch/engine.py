@@ -12,7 +12,7 @@ from typing import TypeVar
 from . import ops
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
-from .policies import POLICIES, Policy, TreePolicy
+from .policies import DEFAULTS, POLICIES, LearningPolicy, Policy, TreePolicy
 from .predictor import HRad, Predictor
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
@@ -108,7 +108,7 @@ class Engine:
             may be on another device than the target.
         tokenizer: None takes and gives token ids only.
         policy: ``"ar"``, ``"sps"``, ``"specbranch"``, ``"fanout"``, ``"pearl"``, ``"adaedl"``,
-            ``"lookahead"`` or ``"ngram"``; see ``policies``.
+            ``"lookahead"``, ``"ngram"`` or ``"auto"``; see ``policies``.
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
@@ -158,8 +158,9 @@ class Engine:
             "max_ngram": max_ngram,
             "window": window,
         }
-        self.settings = Settings(**{key: val for key, val in given.items() if val is not None})  # type: ignore[arg-type]
-        method = self._new_policy(policy, predictor)
+        chosen = {key: val for key, val in given.items() if val is not None}
+        self.settings = Settings(**DEFAULTS.get(policy, {}) | chosen)  # type: ignore[arg-type]
+        method = self._method = POLICIES[policy](predictor)
         if method.needs_draft and draft is None:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
         self.target, self.draft = target, draft if method.needs_draft else None
@@ -181,9 +182,12 @@ class Engine:
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
 
-    @staticmethod
-    def _new_policy(name: str, predictor: Predictor | None) -> Policy:
-        return POLICIES[name](predictor)
+    def _new_policy(self) -> Policy:
+        """For one request; a policy that learns goes on from what the last one knew."""
+        if isinstance(self._method, LearningPolicy):
+            self._method = self._method.renew()
+            return self._method
+        return POLICIES[self.policy](self.predictor)
 
     def _default_lanes(self, threads: int | None, overlaps: bool) -> Lanes:
         if not overlaps:
@@ -288,7 +292,7 @@ class Engine:
     # ------------------------------------------------------------------ the loop
     def _events(self, request: _Request) -> Generator[Event, None, None]:
         self._active.append(request)
-        policy: Policy = self._new_policy(self.policy, self.predictor)
+        policy = self._new_policy()
         if request.runner is not None:
             policy = DeviceRounds(request.runner)
         self.last_result = None

@@ -258,6 +258,12 @@ class Session:
         if self.timeline is not None and forwards:
             self.timeline.add(lane, work, started, rows=rows, forwards=forwards)
 
+    def catch_up(self) -> None:
+        """Let a draft that has not been asked for a while read the text but for its last token."""
+        missing = self.unread()[:-1]
+        if missing:
+            self._prefill(DRAFT, self.draft, torch.tensor(missing, dtype=torch.int64))
+
     # ------------------------------------------------------------------ room
     @property
     def draft(self) -> DecoderState:

@@ -60,3 +60,9 @@ class Timeline:
         """Work that began at ``start`` and ends now. Both lanes' threads may call this."""
         now = time.perf_counter()
         self.spans.append(Span(lane, work, len(self.rounds), start, now, rows, forwards))
+
+    def extend(self, other: Timeline) -> None:
+        """Append what another one holds, its rounds behind those here."""
+        first = len(self.rounds)
+        self.spans += [span._replace(round=span.round + first) for span in other.spans]
+        self.rounds += other.rounds

@@ -20,7 +20,9 @@ from specbranch.sampling_params import SamplingParams, check_float, check_int
 if TYPE_CHECKING:
     from specbranch.cli.bench_options import BenchOptions
 
-POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
+POLICIES = (
+    "ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram", "auto",
+)  # fmt: skip
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")

@@ -23,9 +23,12 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "fanout": ("gamma", "k_max", "epsilon", "verify"),
     "lookahead": ("gamma", "k_max", "window", "verify"),
     "ngram": ("gamma", "max_ngram", "verify"),
+    "auto": ("gamma", "k_max", "epsilon", "verify"),
 }
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
-DEFAULT_METHODS = tuple(CONCERNS)
+DEFAULT_METHODS = (
+    "ar", "sps", "specbranch", "pearl", "adaedl", "fanout", "lookahead", "ngram",
+)  # fmt: skip
 BASELINE = "ar"
 HRAD = "specbranch+hrad"
 CHOICES = {"draft_stage": ("serial", "overlap"), "verify": ("rejection", "coupled")}

@@ -25,6 +25,7 @@ COLOURS = {
     "fanout": "#3a9a5b",
     "lookahead": "#8a6a52",
     "ngram": "#d66fb0",
+    "auto": "#1795a6",
 }
 HRAD_COLOUR = "#7a0f1c"
 MARKERS = "osD^vP*X<>"

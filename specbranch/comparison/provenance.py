@@ -19,6 +19,9 @@ def provenance(comparison: Comparison) -> list[str]:
         *(f"{method.name}: {_settings(method)}" for method in comparison.methods),
         _versions(about),
     ]
+    learning = [method.name for method in comparison.methods if method.policy == "auto"]
+    if learning:
+        lines.append(f"{', '.join(learning)}: goes on learning from request to request, warm-up on")
     if _is_busy(about):
         lines.append(
             f"THE MACHINE WAS BUSY before the run (load average {about['load_average']:.1f} on "
