@@ -232,6 +232,11 @@ class Engine:
         return asked
 
     # ------------------------------------------------------------------ public calls
+    @property
+    def rounds(self) -> str:
+        """Who directs the rounds: ``"host"`` or ``"device"``."""
+        return "host" if self._pool is None else "device"
+
     def generate(
         self,
         prompt: str | Sequence[int],
