@@ -12,10 +12,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
+
+if TYPE_CHECKING:
+    from specbranch.cli.plan_options import PlanOptions
 
 POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
@@ -62,6 +65,7 @@ class Options:
     work: Path | None = None
     threads: int | None = None
     training: TrainSettings = field(default_factory=TrainSettings)
+    plan: PlanOptions | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,6 +95,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         return Options(**args)
     if args["command"] == "train-hrad":
         return _train_options(args)
+    if args["command"] == "plan":
+        from specbranch.cli.plan_options import plan_options
+
+        return plan_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
@@ -198,9 +206,12 @@ def _parser() -> _Parser:
     )
     _add_models(train)
     _add_training(train)
+    from specbranch.cli.plan_options import add_plan
+
+    plan = add_plan(commands)
     info = commands.add_parser("info", help="print versions, backends, devices and build flags")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (generate, train, info):
+    for command in (generate, train, plan, info):
         command.add_argument(
             "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 Points = Sequence[tuple[int, float]]
 
@@ -118,6 +119,14 @@ class Costs:
         """Of a round of ``policy``."""
         return self.joins.get(policy, self.join)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        tables = {
+            name: None if (table := getattr(self, name)) is None else dict(table.points)
+            for name in ("target", "draft", "read", "verify")
+        }
+        return tables | {"join": self.join, "joins": dict(self.joins), "stage": self.stage}
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -136,5 +145,14 @@ class Hardware:
 
     @property
     def overlapped(self) -> Costs:
-        """Costs of a round of a policy that overlaps."""
+        """Costs while both lanes have work."""
         return self.together if self.parallel and self.together is not None else self.alone
+
+    def join_time(self, policy: str, *, overlaps: bool) -> float:
+        """Of a round of ``policy``; ``overlaps``: it is one that lets both models run."""
+        return (self.overlapped if overlaps else self.alone).join_time(policy)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        together = None if self.together is None else self.together.to_dict()
+        return {"parallel": self.parallel, "alone": self.alone.to_dict(), "together": together}

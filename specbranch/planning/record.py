@@ -135,9 +135,7 @@ def record_traces(
 class _Recorder:
     """Drafts ahead of the text and commits one token after the other."""
 
-    def __init__(
-        self, session: Session, predictor: Predictor | None, eos: frozenset[int]
-    ) -> None:
+    def __init__(self, session: Session, predictor: Predictor | None, eos: frozenset[int]) -> None:
         self.session, self.predictor, self.eos = session, predictor, eos
         self.rollout = session.settings.gamma
         self._by_noise = session.settings.verify == "coupled" and session.params.temperature > 0.0
@@ -205,7 +203,8 @@ class _Recorder:
         ranks = [0] * len(drafted)
         if not self._by_noise:
             ranks = [
-                _rank_by_logit(row, token) for row, token in zip(logits, drafted.tokens, strict=True)
+                _rank_by_logit(row, token)
+                for row, token in zip(logits, drafted.tokens, strict=True)
             ]
         numbers = (drawn.max_probability.tolist(), drawn.entropy.tolist(), support, ranks)
         return [_Facts(*each) for each in zip(*numbers, strict=True)]

@@ -28,6 +28,7 @@ TargetResult = TypeVar("TargetResult")
 DraftResult = TypeVar("DraftResult")
 
 OFF_TEXT = -1
+GOLDEN = 0.6180339887498949
 # In the place of logits: what they are does not matter, whether they are known does.
 KNOWN = torch.empty(0)
 
@@ -61,15 +62,25 @@ class Lookup:
     def __init__(self, trace: Trace) -> None:
         self.trace, self.length = trace, len(trace)
         self.tokens, self.rank = trace.tokens, trace.rank.tolist()
-        self.keep = trace.keep.tolist()
+        self.keep = [*trace.keep.tolist(), Keep.NOTHING]  # behind the last token all is the same
         self._rows = {
             name: getattr(trace, name).tolist()
             for name in ("confidence", "entropy", "support", "drafted_rank")
         }
         first = (trace.accepted > 0).tolist()
+        self._rejected = [idx for idx, held in enumerate(first) if not held]
         self.run = [0] * (len(first) + 1)  # without the limit of the rollout's length
         for idx in range(len(first) - 1, -1, -1):
             self.run[idx] = self.run[idx + 1] + 1 if first[idx] else 0
+
+    def stand_ins(self, point: int, count: int) -> list[int]:
+        """Positions with a rejected token, to stand in for siblings at ``point``; always the same.
+
+        From all over the trace: strides of the golden ratio are spread evenly.
+        """
+        rows = self._rejected
+        firsts = (int(len(rows) * ((point * 32 + idx) * GOLDEN % 1.0)) for idx in range(count))
+        return [rows[first] for first in firsts] if rows else []
 
     def drafted(self, at: int, offset: int, count: int) -> list[int]:
         """Tokens ``offset ..`` of what is drafted behind position ``at``."""
@@ -143,13 +154,13 @@ class Replay:
         lookup: the trace.
         settings: how the policy speculates.
         hardware: what its work costs.
-        policy: its name, for the cost of a join.
+        join: time of a round that is neither lane's.
     """
 
     def __init__(
-        self, lookup: Lookup, settings: Settings, hardware: Hardware, policy: str = ""
+        self, lookup: Lookup, settings: Settings, hardware: Hardware, join: float = 0.0
     ) -> None:
-        self._lookup, self.settings, self._policy = lookup, settings, policy
+        self._lookup, self.settings, self._join = lookup, settings, join
         trace = lookup.trace
         self.total, self.end = trace.max_new_tokens, trace.end
         self.length = 0
@@ -157,7 +168,6 @@ class Replay:
         self.lanes = self.clock = Clock(hardware)
         self.tokens = list(trace.prompt)
         self._cached = -1  # length of the draft's prefix; the prompt's last token is not in it
-        self._join = hardware.alone.join_time(policy)
 
     @property
     def is_done(self) -> bool:
@@ -212,9 +222,7 @@ class Replay:
         if steps:
             costs = self.clock.costs
             unread = self.length + offset - self._cached
-            self.clock.spend_draft(
-                costs.stage + costs.draft(unread) + (steps - 1) * costs.draft(1)
-            )
+            self.clock.spend_draft(costs.stage + costs.draft(unread) + (steps - 1) * costs.draft(1))
             self._cached = self.length + offset + steps - 1
         tokens = self._lookup.drafted(self.length, offset, count)
         return Chain(tokens, next_logits=KNOWN if stopped else None)
@@ -224,9 +232,10 @@ class Replay:
         """As ``Session.grow_branches``.
 
         Growing ends early when *every* branch was unsure. The trace knows two of them: what the
-        draft's own best candidate leads to, and what the survivor does. The others are taken to
-        have been unsure by then, so where ``stop_below`` counts and there are more branches, there
-        may be more forwards than are counted here; what is kept is not concerned.
+        draft's own best candidate leads to, and what the survivor does. For each of the others
+        stands in what was drafted behind a rejected token elsewhere in the trace: with more than
+        one branch and ``stop_below`` above 0 the number of forwards is an estimate. What is kept,
+        and with it all that is committed, is not concerned.
         """
         lookup, at = self._lookup, self.length + len(chain)
         if chain.next_logits is None:
@@ -234,7 +243,7 @@ class Replay:
         width = lookup.num_candidates(self.settings.k_max, self.length, len(chain))
         survivor = self._survivor(chain, width)
         room = max(0, min(self.settings.gamma, self.total - at - 2))
-        steps = self._growth(len(chain), survivor, room, stop_below)
+        steps = self._growth(len(chain), survivor, width, room, stop_below)
         self._forwards(width, steps)
         candidates = [OFF_TEXT - 1 - idx for idx in range(width)]
         if survivor >= 0:
@@ -248,20 +257,22 @@ class Replay:
         rank: int = self._lookup.rank[self.length + len(chain)]
         return rank if rank < width else -1
 
-    def _growth(self, num_verified: int, survivor: int, room: int, stop_below: float) -> int:
-        """Steps until the branches that are known were all unsure."""
-        lookup, at = self._lookup, self.length
+    def _growth(
+        self, num_verified: int, survivor: int, width: int, room: int, stop_below: float
+    ) -> int:
+        """Steps until all branches were unsure."""
+        if stop_below == 0.0:
+            return room
+        point = self.length + num_verified
+        lines = [(point + 1, 0)] if survivor >= 0 else []
+        if survivor != 0:
+            lines.append((self.length, num_verified + 1))
+        lines += [(row, 1) for row in self._lookup.stand_ins(point, width - len(lines))]
+        return max(self._unsure_after(*line, room, stop_below) for line in lines)
 
-        def main_line(idx: int) -> bool:
-            return lookup.confidence(at, num_verified + 1 + idx) < stop_below
-
-        def survivors_line(idx: int) -> bool:
-            return lookup.confidence(at + num_verified + 1, idx) < stop_below
-
-        if survivor == 0:
-            return self._steps(room, survivors_line)
-        steps = self._steps(room, main_line)
-        return steps if survivor < 0 else max(steps, self._steps(room, survivors_line))
+    def _unsure_after(self, at: int, offset: int, room: int, stop_below: float) -> int:
+        lookup = self._lookup
+        return self._steps(room, lambda idx: lookup.confidence(at, offset + idx) < stop_below)
 
     def _grown(
         self, steps: int, heads: Sequence[int] | Sequence[Hedge], behind: int, survivor: int
@@ -270,9 +281,7 @@ class Replay:
         confidence = np.ones((steps, len(heads)))
         tokens: list[int] = []
         if survivor >= 0 and steps:
-            confidence[:, survivor] = [
-                self._lookup.confidence(behind, idx) for idx in range(steps)
-            ]
+            confidence[:, survivor] = [self._lookup.confidence(behind, idx) for idx in range(steps)]
             tokens = self._lookup.drafted(behind, 0, steps)
         return Grown(steps, heads, confidence, Chain(tokens))
 

@@ -132,7 +132,9 @@ def replay(
     lookup: Lookup, policy: str, settings: Settings, hardware: Hardware, *, hrad: bool = False
 ) -> Stats:
     """One request to its end."""
-    method, session = _method(policy, hrad), Replay(lookup, settings, hardware, policy)
+    method = _method(policy, hrad)
+    join = hardware.join_time(policy, overlaps=method.overlaps)
+    session = Replay(lookup, settings, hardware, join)
     while not session.is_done:
         method.round(cast(Session, session))
     return session.finish()
@@ -173,11 +175,11 @@ class ReplayedFanOut(FanOut):
         return session.grow_fan(chain, heads)
 
 
-def check_replayable(traces: Traces, policy: str, settings: Settings, hrad: bool) -> None:
-    """Refuse what the traces cannot answer.
+def check_policy(policy: str) -> None:
+    """Refuse a policy that cannot be replayed.
 
     Raises:
-        ValueError: saying what.
+        ValueError: saying why.
     """
     if policy == "lookahead":
         raise ValueError(
@@ -186,6 +188,15 @@ def check_replayable(traces: Traces, policy: str, settings: Settings, hrad: bool
         )
     if policy not in REPLAYED:
         raise ValueError(f"policy was {policy!r}; it must be one of {', '.join(REPLAYED)}")
+
+
+def check_replayable(traces: Traces, policy: str, settings: Settings, hrad: bool) -> None:
+    """Refuse what the traces cannot answer.
+
+    Raises:
+        ValueError: saying what.
+    """
+    check_policy(policy)
     if policy not in WITHOUT_DRAFT and settings.gamma >= traces.rollout:
         raise ValueError(
             f"gamma was {settings.gamma}; with rollouts of {traces.rollout} tokens it must be at "

@@ -14,7 +14,7 @@ point is the committed one, and its rank says which branch survives: the branch'
 rollout behind it.
 
 - Greedy and coupled: a token at a position is drawn in one way, whether it is judged, recovered,
-  the bonus, or a branch. The text of the trace is the text of every policy, and the replay is exact.
+  the bonus, or a branch. The text of the trace is that of every policy, and the replay is exact.
 - Rejection: a bonus token is a draw of its own from P where the trace has a verdict on a drafted
   token, and branch i draws in lane i where the trace draws in lane 0, so the texts differ. But the
   committed token of the trace has the distribution P as well, given all before it (losslessness),
