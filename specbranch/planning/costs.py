@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 Points = Sequence[tuple[int, float]]
@@ -86,8 +86,9 @@ class Costs:
         read: of a draft forward that only reads; None: as ``draft``.
         verify: of the verification, by rows; the target lane's.
         join: what else a round costs on the host: commit, hand-over between lanes.
-        joins: ``join`` of some policies that differ.
         stage: of each drafting stage, whatever its length.
+        gap: of a round that overlaps: time in which the draft lane waits for the host.
+        own: for some policies, fields that differ, by name.
     """
 
     target: Table
@@ -95,11 +96,12 @@ class Costs:
     read: Table | None = None
     verify: Table = FREE
     join: float = 0.0
-    joins: Mapping[str, float] = field(default_factory=dict)
     stage: float = 0.0
+    gap: float = 0.0
+    own: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("join", "stage"):
+        for name in ("join", "stage", "gap"):
             value = getattr(self, name)
             if not math.isfinite(value) or value < 0.0:
                 raise ValueError(f"{name} was {value}; it must be finite and at least 0")
@@ -115,17 +117,23 @@ class Costs:
         """Of a draft forward that only reads."""
         return (self.read or self.draft)(rows)
 
-    def join_time(self, policy: str) -> float:
-        """Of a round of ``policy``."""
-        return self.joins.get(policy, self.join)
+    def of(self, policy: str) -> Costs:
+        """Those of one policy."""
+        return replace(self, own={}, **self.own.get(policy, {}))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        tables = {
-            name: None if (table := getattr(self, name)) is None else dict(table.points)
-            for name in ("target", "draft", "read", "verify")
+        names = [each.name for each in fields(self) if each.name != "own"]
+        plain = {name: _plain(getattr(self, name)) for name in names}
+        own = {
+            policy: {name: _plain(value) for name, value in given.items()}
+            for policy, given in self.own.items()
         }
-        return tables | {"join": self.join, "joins": dict(self.joins), "stage": self.stage}
+        return plain | {"own": own}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value.points) if isinstance(value, Table) else value
 
 
 @dataclass(frozen=True)
@@ -143,14 +151,15 @@ class Hardware:
     together: Costs | None = None
     parallel: bool = True
 
+    def of(self, policy: str) -> Hardware:
+        """Costs of one policy."""
+        together = None if self.together is None else self.together.of(policy)
+        return Hardware(self.alone.of(policy), together, self.parallel)
+
     @property
     def overlapped(self) -> Costs:
         """Costs while both lanes have work."""
         return self.together if self.parallel and self.together is not None else self.alone
-
-    def join_time(self, policy: str, *, overlaps: bool) -> float:
-        """Of a round of ``policy``; ``overlaps``: it is one that lets both models run."""
-        return (self.overlapped if overlaps else self.alone).join_time(policy)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -138,6 +138,7 @@ class Clock:
         """As ``Lanes.run``: both start now, both have ended when it returns."""
         started = self.now
         with self.overlapping():
+            self.now += self.costs.gap if self._hardware.parallel else 0.0
             drafted = draft()
             drafted_at = self.now
             if self._hardware.parallel:
@@ -154,13 +155,14 @@ class Replay:
         lookup: the trace.
         settings: how the policy speculates.
         hardware: what its work costs.
-        join: time of a round that is neither lane's.
+        overlaps: whether the policy lets both models run at the same time.
     """
 
     def __init__(
-        self, lookup: Lookup, settings: Settings, hardware: Hardware, join: float = 0.0
+        self, lookup: Lookup, settings: Settings, hardware: Hardware, *, overlaps: bool = False
     ) -> None:
-        self._lookup, self.settings, self._join = lookup, settings, join
+        self._lookup, self.settings = lookup, settings
+        self._join = (hardware.overlapped if overlaps else hardware.alone).join
         trace = lookup.trace
         self.total, self.end = trace.max_new_tokens, trace.end
         self.length = 0

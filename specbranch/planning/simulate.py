@@ -133,8 +133,7 @@ def replay(
 ) -> Stats:
     """One request to its end."""
     method = _method(policy, hrad)
-    join = hardware.join_time(policy, overlaps=method.overlaps)
-    session = Replay(lookup, settings, hardware, join)
+    session = Replay(lookup, settings, hardware.of(policy), overlaps=method.overlaps)
     while not session.is_done:
         method.round(cast(Session, session))
     return session.finish()

@@ -8,7 +8,7 @@ from planning.pairs import tables
 from specbranch import SamplingParams
 from specbranch.planning import Costs, Grid, Hardware, Table, Traces, iid_trace, measure_costs, plan
 from specbranch.planning.costs import parse_table
-from specbranch.planning.measure import Samples
+from specbranch.planning.measure import Samples, summed_up
 from specbranch.planning.replay import Clock, Lookup
 from specbranch.planning.simulate import replay
 from specbranch.session import Settings
@@ -43,7 +43,7 @@ def test_the_clock(parallel: bool, target: float, draft: float, now: float) -> N
 
 COSTS = Costs(
     Table([(1, 10.0), (11, 20.0)]), Table([(1, 1.0), (2, 1.5)]), Table([(1, 0.5)]),
-    Table([(1, 0.2)]), join=0.3, joins={"pearl": 0.7}, stage=0.1,
+    Table([(1, 0.2)]), join=0.3, stage=0.1,
 )  # fmt: skip
 
 
@@ -66,8 +66,12 @@ def test_what_a_round_costs() -> None:
 
 def test_costs_of_lanes_that_share() -> None:
     """Slower together: only what overlaps is slower; a join may be a policy's own."""
-    slow = Costs(Table([(1, 20.0)]), Table([(1, 2.0)]), joins={"pearl": 5.0})
-    fast = Costs(Table([(1, 10.0)]), Table([(1, 1.0)]), joins={"pearl": 1.0, "sps": 2.0})
+    slow = Costs(Table([(1, 20.0)]), Table([(1, 2.0)]), own={"pearl": {"join": 5.0, "gap": 3.0}})
+    fast = Costs(
+        Table([(1, 10.0)]),
+        Table([(1, 1.0)]),
+        own={"pearl": {"join": 1.0, "gap": 9.0}, "sps": {"join": 2.0}},
+    )
     shared, text = Hardware(fast, slow), Lookup(iid_trace(1.0, 8))
     assert replay(text, "sps", Settings(gamma=7), shared).seconds == 7.0 + 10.0 + 2.0
     assert replay(text, "pearl", Settings(gamma=4), shared).seconds == 3 * (20.0 + 5.0)
@@ -81,7 +85,7 @@ def test_samples_of_spans() -> None:
     samples = Samples()
     for forwards in (1, 2, 4):
         timeline, start = Timeline(), 0.0
-        for idx in range(6):
+        for idx in range(8):
             for lane, work, rows, count, seconds in (
                 ("draft", "chain", 1, forwards, 1.0 + 2.0 * forwards),
                 ("target", "forward", forwards + 1, 1, 10.0 + forwards),
@@ -91,12 +95,34 @@ def test_samples_of_spans() -> None:
                 start += seconds
             timeline.rounds.append(Round(0, forwards, 0, 1, "recovered"))
             start += 0.5
-        samples.add("sps", timeline)
-    costs = samples.costs()
+        samples.add(timeline, parallel=False)
+    costs = summed_up({"sps": samples}).of("sps")
     assert costs.stage == pytest.approx(1000.0) and costs.draft(1) == pytest.approx(2000.0)
     assert costs.target.points == [(2, 11_000.0), (3, 12_000.0), (5, 14_000.0)]
     assert costs.verify(3) == pytest.approx(250.0)
-    assert costs.joins["sps"] == pytest.approx(500.0)
+    assert costs.join == pytest.approx(500.0)
+
+
+def test_samples_of_lanes_that_overlap() -> None:
+    """Draft: starts 1 late, waits 2 between its spans; the join is what is left of the round."""
+    timeline = Timeline()
+    for idx in range(10):
+        at = 30.0 * idx
+        timeline.spans += [
+            Span("draft", "read", idx, at + 1, at + 4, 1, 1),
+            Span("target", "forward", idx, at, at + 10, 1, 1),
+            Span("draft", "branches", idx, at + 6, at + 16, 3, 2),
+            Span("target", "verify", idx, at + 20, at + 21, 1, 1),
+        ]
+    samples = Samples()
+    samples.add(timeline, parallel=True)
+    costs = summed_up({"specbranch": samples}).of("specbranch")
+    assert (costs.gap, costs.join) == (3000.0, 30_000.0 - (3 + 13 + 1) * 1000)
+    assert costs.draft(3) == 5000.0 and costs.read_time(1) == 3000.0 and costs.stage == 0.0
+    clock = Clock(Hardware(costs, costs))
+    draft = costs.read_time(1) + 2 * costs.draft(3)
+    clock.run(lambda: clock.spend_target(10_000.0), lambda: clock.spend_draft(draft))
+    assert clock.now == 16_000.0
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -106,7 +132,7 @@ def test_measured_costs(parallel: bool) -> None:
     assert (found.together is not None) is found.parallel is parallel
     for costs in (found.alone, found.together or found.alone):
         assert costs.target(1) > 0 and costs.draft(1) > 0 and costs.verify(1) > 0
-        assert {"specbranch", "pearl", "fanout"} <= set(costs.joins)
+        assert {"specbranch", "pearl", "fanout"} <= set(costs.own)
 
 
 def test_the_plan_takes_the_best_of_the_grid() -> None:
