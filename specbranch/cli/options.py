@@ -19,6 +19,7 @@ from specbranch.sampling_params import SamplingParams, check_float, check_int
 
 if TYPE_CHECKING:
     from specbranch.cli.bench_options import BenchOptions
+    from specbranch.cli.plan_options import PlanOptions
 
 POLICIES = (
     "ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram", "auto",
@@ -68,6 +69,7 @@ class Options:
     threads: int | None = None
     training: TrainSettings = field(default_factory=TrainSettings)
     bench: BenchOptions | None = None
+    plan: PlanOptions | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -101,6 +103,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
         return Options(**args)
     if args["command"] == "train-hrad":
         return _train_options(args)
+    if args["command"] == "plan":
+        from specbranch.cli.plan_options import plan_options
+
+        return plan_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
@@ -221,10 +227,12 @@ def _parser() -> _Parser:
     )
     add_models(train)
     _add_training(train)
-    bench = add_bench(commands)
+    from specbranch.cli.plan_options import add_plan
+
+    bench, plan = add_bench(commands), add_plan(commands)
     info = commands.add_parser("info", help="print versions, backends, devices and build flags")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (generate, train, bench, info):
+    for command in (generate, train, bench, plan, info):
         command.add_argument(
             "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
         )
