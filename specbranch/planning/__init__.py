@@ -4,7 +4,7 @@ from .costs import Costs, Hardware, Table
 from .measure import measure_costs
 from .plan import Grid, Plan, plan
 from .record import record_trace, record_traces
-from .simulate import Prediction, simulate
+from .simulate import Prediction, Simulator, simulate
 from .trace import Origin, Trace, Traces, iid_trace
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Origin",
     "Plan",
     "Prediction",
+    "Simulator",
     "Table",
     "Trace",
     "Traces",
