@@ -92,21 +92,26 @@ class Samples:
 
 
 def summed_up(by_policy: Mapping[str, Samples]) -> Costs:
-    """Medians, in milliseconds. The target is the same for all, what drafting takes is not."""
-    everything = Samples()
-    for samples in by_policy.values():
-        everything.merge(samples)
-    own = {
-        policy: {"join": 1e3 * _median(samples.joins), "gap": 1e3 * _median(samples.gaps)}
-        | (_drafting(samples) if samples.stages else {})
-        for policy, samples in by_policy.items()
-    }
-    return Costs(
-        target=_table(everything.target),
-        verify=_table(everything.verify),
-        own=own,
-        **_drafting(everything),
-    )
+    """Medians, in milliseconds.
+
+    What drafting takes is each policy's own. The target is the same for all that draft; where
+    nothing is drafted it finds its weights in the caches, and has a table of its own.
+    """
+    drafting = [samples for samples in by_policy.values() if samples.stages]
+    common = Samples()
+    for samples in drafting or by_policy.values():
+        common.merge(samples)
+    own = {}
+    for policy, samples in by_policy.items():
+        own[policy] = _drafting(samples) if samples.stages else _target(samples)
+        own[policy]["join"] = 1e3 * _median(samples.joins)
+        own[policy]["gap"] = 1e3 * _median(samples.gaps)
+    return Costs(**_target(common), **_drafting(common), own=own)
+
+
+def _target(samples: Samples) -> dict[str, Any]:
+    """The fields of ``Costs`` that concern the target."""
+    return {"target": _table(samples.target), "verify": _table(samples.verify)}
 
 
 def _drafting(samples: Samples) -> dict[str, Any]:
