@@ -5,7 +5,7 @@
 
 Records traces of the pair, measures what its forwards cost here, predicts the speed of each method
 from both, and runs the real engine on the same prompts. Engines that measure costs and engines that
-are measured take turns prompt by prompt, in an order that rotates, several times over, so that a
+are measured take turns prompt by prompt, in a new order each time, several times over, so that a
 machine that slows down slows all of them; of the repeats of a prompt the median counts. Time runs
 from the first round to the end of the last: a plan knows nothing of a request's own set-up and of
 its prompt. The exit code is 1 where a speedup is off by more than ``--within``.
@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -124,11 +126,12 @@ class Run:
     seconds: float
 
 
-def _run(engine: Engine, prompt: list[int], params: SamplingParams) -> Run:
+def _run(engine: Engine, prompt: list[int], params: SamplingParams, runs: list[Run]) -> None:
     timeline = Timeline()
     stats = engine.generate(prompt, params, timeline=timeline).stats
     spans = [span for span in timeline.spans if span.work != "prefill"]
-    return Run(stats, max(span.end for span in spans) - min(span.start for span in spans))
+    seconds = max(span.end for span in spans) - min(span.start for span in spans)
+    runs.append(Run(stats, seconds))
 
 
 Runs = dict[Method, dict[int, list[Run]]]
@@ -148,14 +151,18 @@ def _measure(
     for engine in engines.values():
         engine.generate(prompts[0], SamplingParams(max_new_tokens=4))
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    order = list(engines)
+    shuffle = random.Random(args.seed).shuffle
     for repeat in range(args.repeats):
         for idx, prompt in enumerate(prompts):
             own = replace(params, seed=params.seed + idx)
-            measurement.step(prompt, own)
-            first = (repeat * len(prompts) + idx) % len(order)
-            for method in order[first:] + order[:first]:
-                runs[method][idx].append(_run(engines[method], prompt, own))
+            tasks = measurement.tasks(prompt, own)
+            tasks += [
+                partial(_run, engine, prompt, own, runs[method][idx])
+                for method, engine in engines.items()
+            ]
+            shuffle(tasks)
+            for task in tasks:
+                task()
             _log(f"repeat {repeat + 1} of {args.repeats}, prompt {idx + 1} of {len(prompts)}")
     return measurement.hardware(), runs
 

@@ -7,8 +7,9 @@ rows is met at the lengths that requests have, and a machine that slows down slo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -205,12 +206,21 @@ class Measurement:
         if parallel:
             self._probes += [(engine(*each, False), "together") for each in OVERLAPPING]
 
+    def tasks(self, prompt: Sequence[int], params: SamplingParams) -> list[Callable[[], None]]:
+        """One request of each engine, to be run in any order, among other work if need be."""
+        return [partial(self._probe, *probe, prompt, params) for probe in self._probes]
+
     def step(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """One request of each engine."""
-        for engine, kind in self._probes:
-            timeline = Timeline()
-            engine.generate(prompt, params, timeline=timeline)
-            self._samples[kind][engine.policy].add(timeline, parallel=kind == "together")
+        """All of them."""
+        for task in self.tasks(prompt, params):
+            task()
+
+    def _probe(
+        self, engine: Engine, kind: str, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
+        timeline = Timeline()
+        engine.generate(prompt, params, timeline=timeline)
+        self._samples[kind][engine.policy].add(timeline, parallel=kind == "together")
 
     def warm_up(self, prompt: Sequence[int]) -> None:
         """First requests allocate; they are not counted."""
