@@ -5,19 +5,21 @@
 
 Records traces of the pair, measures what its forwards cost here, predicts the speed of each method
 from both, and runs the real engine on the same prompts. Engines that measure costs and engines that
-are measured take turns prompt by prompt, in an order that rotates, several times over, so that a
-machine that slows down slows all of them; of the repeats of a prompt the median counts. The speeds
-leave the prompt's own processing out. The exit code is 1 where a speedup is off by more than
-``--within``.
+are measured take turns prompt by prompt, in a new order each time, several times over, so that a
+machine that slows down slows all of them; of the repeats of a prompt the median counts. Time runs
+from the first round to the end of the last: a plan knows nothing of a request's own set-up and of
+its prompt. The exit code is 1 where a speedup is off by more than ``--within``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +37,8 @@ from specbranch.planning.measure import Measurement
 from specbranch.planning.simulate import Prediction, Simulator
 from specbranch.prompts import read_prompts
 from specbranch.session import Settings
+from specbranch.stats import Stats
+from specbranch.timeline import Timeline
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,23 @@ def main() -> int:
     return int(worst > args.within)
 
 
-Runs = dict[Method, dict[int, list[Any]]]
+@dataclass(frozen=True)
+class Run:
+    """One request: its counters, and seconds from the first round to the end of the last."""
+
+    stats: Stats
+    seconds: float
+
+
+def _run(engine: Engine, prompt: list[int], params: SamplingParams, runs: list[Run]) -> None:
+    timeline = Timeline()
+    stats = engine.generate(prompt, params, timeline=timeline).stats
+    spans = [span for span in timeline.spans if span.work != "prefill"]
+    seconds = max(span.end for span in spans) - min(span.start for span in spans)
+    runs.append(Run(stats, seconds))
+
+
+Runs = dict[Method, dict[int, list[Run]]]
 
 
 def _measure(
@@ -131,14 +151,18 @@ def _measure(
     for engine in engines.values():
         engine.generate(prompts[0], SamplingParams(max_new_tokens=4))
     runs: Runs = defaultdict(lambda: defaultdict(list))
-    order = list(engines)
+    shuffle = random.Random(args.seed).shuffle
     for repeat in range(args.repeats):
         for idx, prompt in enumerate(prompts):
             own = replace(params, seed=params.seed + idx)
-            measurement.step(prompt, own)
-            first = (repeat * len(prompts) + idx) % len(order)
-            for method in order[first:] + order[:first]:
-                runs[method][idx].append(engines[method].generate(prompt, own).stats)
+            tasks = measurement.tasks(prompt, own)
+            tasks += [
+                partial(_run, engine, prompt, own, runs[method][idx])
+                for method, engine in engines.items()
+            ]
+            shuffle(tasks)
+            for task in tasks:
+                task()
             _log(f"repeat {repeat + 1} of {args.repeats}, prompt {idx + 1} of {len(prompts)}")
     return measurement.hardware(), runs
 
@@ -172,18 +196,20 @@ def _rows(
     return rows
 
 
-def _measured(by_prompt: dict[int, list[Any]]) -> dict[str, float]:
+def _measured(by_prompt: dict[int, list[Run]]) -> dict[str, float]:
     """Sums over prompts; of the repeats of a prompt, the median time."""
-    firsts = [repeats[0] for repeats in by_prompt.values()]
-    seconds = [median(each.decode_seconds for each in repeats) for repeats in by_prompt.values()]
-    busy = [median(each.target_seconds for each in repeats) for repeats in by_prompt.values()]
+    firsts = [repeats[0].stats for repeats in by_prompt.values()]
+    seconds = sum(median(run.seconds for run in repeats) for repeats in by_prompt.values())
+    busy = sum(
+        median(run.stats.target_seconds for run in repeats) for repeats in by_prompt.values()
+    )
     committed, forwards = (
         sum(getattr(each, name) for each in firsts) for name in ("committed", "target_forwards")
     )
     return {
-        "tokens_per_second": sum(each.new_tokens for each in firsts) / sum(seconds),
+        "tokens_per_second": sum(each.new_tokens for each in firsts) / seconds,
         "tokens_per_round": committed / forwards,
-        "bubble": max(0.0, 1.0 - sum(busy) / sum(seconds)),
+        "bubble": max(0.0, 1.0 - busy / seconds),
     }
 
 

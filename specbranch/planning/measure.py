@@ -7,8 +7,9 @@ rows is met at the lengths that requests have, and a machine that slows down slo
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
@@ -92,21 +93,26 @@ class Samples:
 
 
 def summed_up(by_policy: Mapping[str, Samples]) -> Costs:
-    """Medians, in milliseconds. The target is the same for all, what drafting takes is not."""
-    everything = Samples()
-    for samples in by_policy.values():
-        everything.merge(samples)
-    own = {
-        policy: {"join": 1e3 * _median(samples.joins), "gap": 1e3 * _median(samples.gaps)}
-        | (_drafting(samples) if samples.stages else {})
-        for policy, samples in by_policy.items()
-    }
-    return Costs(
-        target=_table(everything.target),
-        verify=_table(everything.verify),
-        own=own,
-        **_drafting(everything),
-    )
+    """Medians, in milliseconds.
+
+    What drafting takes is each policy's own. The target is the same for all that draft; where
+    nothing is drafted it finds its weights in the caches, and has a table of its own.
+    """
+    drafting = [samples for samples in by_policy.values() if samples.stages]
+    common = Samples()
+    for samples in drafting or by_policy.values():
+        common.merge(samples)
+    own = {}
+    for policy, samples in by_policy.items():
+        own[policy] = _drafting(samples) if samples.stages else _target(samples)
+        own[policy]["join"] = 1e3 * _median(samples.joins)
+        own[policy]["gap"] = 1e3 * _median(samples.gaps)
+    return Costs(**_target(common), **_drafting(common), own=own)
+
+
+def _target(samples: Samples) -> dict[str, Any]:
+    """The fields of ``Costs`` that concern the target."""
+    return {"target": _table(samples.target), "verify": _table(samples.verify)}
 
 
 def _drafting(samples: Samples) -> dict[str, Any]:
@@ -200,12 +206,21 @@ class Measurement:
         if parallel:
             self._probes += [(engine(*each, False), "together") for each in OVERLAPPING]
 
+    def tasks(self, prompt: Sequence[int], params: SamplingParams) -> list[Callable[[], None]]:
+        """One request of each engine, to be run in any order, among other work if need be."""
+        return [partial(self._probe, *probe, prompt, params) for probe in self._probes]
+
     def step(self, prompt: Sequence[int], params: SamplingParams) -> None:
-        """One request of each engine."""
-        for engine, kind in self._probes:
-            timeline = Timeline()
-            engine.generate(prompt, params, timeline=timeline)
-            self._samples[kind][engine.policy].add(timeline, parallel=kind == "together")
+        """All of them."""
+        for task in self.tasks(prompt, params):
+            task()
+
+    def _probe(
+        self, engine: Engine, kind: str, prompt: Sequence[int], params: SamplingParams
+    ) -> None:
+        timeline = Timeline()
+        engine.generate(prompt, params, timeline=timeline)
+        self._samples[kind][engine.policy].add(timeline, parallel=kind == "together")
 
     def warm_up(self, prompt: Sequence[int]) -> None:
         """First requests allocate; they are not counted."""

@@ -17,7 +17,8 @@ from ..policies.fanout import FanOut, spread
 from ..session import Chain, Session, Settings
 from ..stats import Stats
 from .costs import Hardware
-from .replay import Grown, Lookup, RecordedPredictor, Replay
+from .lookup import Lookup
+from .replay import Grown, RecordedPredictor, Replay
 from .trace import LARGEST_K, Traces
 
 REPLAYED = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")

@@ -10,7 +10,7 @@ import functools
 import pytest
 
 from specbranch.planning import Costs, Hardware, Traces, iid_trace, simulate
-from specbranch.planning.replay import Lookup
+from specbranch.planning.lookup import Lookup
 from specbranch.planning.simulate import replay
 from specbranch.session import Settings
 from specbranch.stats import Stats

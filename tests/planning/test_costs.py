@@ -7,9 +7,10 @@ from planning.pairs import tables
 
 from specbranch import SamplingParams
 from specbranch.planning import Costs, Grid, Hardware, Table, Traces, iid_trace, measure_costs, plan
+from specbranch.planning.clock import Clock
 from specbranch.planning.costs import parse_table
+from specbranch.planning.lookup import Lookup
 from specbranch.planning.measure import Samples, summed_up
-from specbranch.planning.replay import Clock, Lookup
 from specbranch.planning.simulate import replay
 from specbranch.session import Settings
 from specbranch.timeline import Round, Span, Timeline
