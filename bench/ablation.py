@@ -17,8 +17,9 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ from specbranch.session import Settings
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 GAMMAS = (1, 2, 3, 4, 5, 6, 7)
+# Policies that hedge: policy, draft stage, whether H-RAD is asked.
+WAYS = (
+    *[("specbranch", stage, hrad) for stage in ("overlap", "serial") for hrad in (False, True)],
+    *[("fanout", stage, False) for stage in ("overlap", "serial")],
+)
 COUNTERS = ("M", "tokens_per_round", "RB", "acceptance_rate", "branch_hit_rate", "bubble")
 Row = dict[str, Any]
 
@@ -131,26 +137,27 @@ class Ablation:
         def row(study: str, policy: str, settings: Settings, hrad: bool = False) -> Row:
             return _row(simulator, study, policy, settings, hrad)
 
-        for policy in ("sps", "pearl", "adaedl", "fanout", "ngram"):
+        for policy in ("sps", "pearl", "adaedl", "ngram"):
             yield row("methods", policy, self.base)
-            yield _best(row("best gamma", policy, each) for each in self._gammas())
-        for stage in ("overlap", "serial"):
+            yield _best(row("best", policy, each) for each in self._grid(policy))
+        for policy, stage, hrad in WAYS:
             base = replace(self.base, draft_stage=stage)
-            for hrad in (False, True):
-                yield row("methods", "specbranch", base, hrad)
-                yield _best(
-                    row("best gamma", "specbranch", replace(each, draft_stage=stage), hrad)
-                    for each in self._gammas()
-                )
-                for epsilon in EPSILONS:
-                    yield row("epsilon", "specbranch", replace(base, epsilon=epsilon), hrad)
-                for k_max in WIDTHS:
-                    yield row("k_max", "specbranch", replace(base, k_max=k_max), hrad)
-        for k_max in WIDTHS:
-            yield row("k_max", "fanout", replace(self.base, k_max=k_max))
+            yield row("methods", policy, base, hrad)
+            grid = self._grid(policy)
+            rows = [row("best", policy, replace(one, draft_stage=stage), hrad) for one in grid]
+            yield _best(rows)
+            yield from (one | {"study": "frontier"} for one in _frontier(rows))
+            for epsilon in EPSILONS:
+                yield row("epsilon", policy, replace(base, epsilon=epsilon), hrad)
+            for k_max in WIDTHS:
+                yield row("k_max", policy, replace(base, k_max=k_max), hrad)
 
-    def _gammas(self) -> Iterator[Settings]:
-        return (replace(self.base, gamma=gamma) for gamma in GAMMAS)
+    def _grid(self, policy: str) -> Iterator[Settings]:
+        """What a policy's best setting is looked for among."""
+        hedges = policy in ("specbranch", "fanout")
+        epsilons = (0.0, *EPSILONS) if hedges or policy == "adaedl" else (self.base.epsilon,)
+        for gamma, epsilon in product(GAMMAS, epsilons):
+            yield replace(self.base, gamma=gamma, epsilon=epsilon)
 
     def _layers(self, scene: Scene, predictors: dict[int, HRad]) -> Iterator[Row]:
         """Each K, at a threshold that is as good as any and at one that is not."""
@@ -166,14 +173,14 @@ class Ablation:
         prompts = self.args.prompts[0]
         texts = read_prompts(prompts, self.args.measure)
         own = {key: getattr(self.base, key) for key in ("gamma", "k_max", "epsilon")}
-        serial = "specbranch:draft_stage=serial"
+        serial = [f"{policy}:draft_stage=serial" for policy in ("specbranch", "fanout")]
         for temperature in self.args.temperatures:
             params = SamplingParams(
                 max_new_tokens=self.args.max_new_tokens, temperature=temperature
             )
             found = compare(
                 self.target, self.drafts[pair], texts,
-                ["ar", "sps", "pearl", "adaedl", "fanout", "specbranch", serial],
+                ["ar", "sps", "pearl", "adaedl", "fanout", "specbranch", *serial],
                 params, settings=own, tokenizer=self.tokenizer, predictor=predictor,
                 repeat=self.args.repeat, step=_log,
             )  # fmt: skip
@@ -207,8 +214,17 @@ def _row(
     } | {name: round(stats[name], 4) for name in COUNTERS}
 
 
-def _best(rows: Iterator[Row]) -> Row:
+def _best(rows: Iterable[Row]) -> Row:
     return max(rows, key=lambda row: row["speedup"])
+
+
+def _frontier(rows: Iterable[Row]) -> Iterator[Row]:
+    """From the fastest setting down: those that roll back less than every faster one."""
+    least = float("inf")
+    for row in sorted(rows, key=lambda row: -row["speedup"]):
+        if row["RB"] < least:
+            least = row["RB"]
+            yield row
 
 
 def main() -> int:
@@ -238,8 +254,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--speed-ratio", type=float, default=15.0, help="c: a target forward in draft forwards")
     add("--sigma", type=float, default=SIGMA, help="noise of the worse draft")
     add("--gamma", type=int, default=6, help="draft length where it is not what varies")
-    add("--k-max", type=int, default=4)
-    add("--epsilon", type=float, default=0.4)
+    add("--k-max", type=int, default=8)
+    add("--epsilon", type=float, default=0.2)
     add("--layers", type=int, default=4, help="K where it is not what varies")
     add("--all-layers", type=int, nargs="+", default=[1, 2, 3, 4, 5, 6, 7, 8])
     add("--train-prompts", type=int, default=200, help="for H-RAD, from the standard library")

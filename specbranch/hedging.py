@@ -102,3 +102,8 @@ def grow_fan(session: Session, chain: Chain, heads: Sequence[Hedge]) -> Fan:
 def keep_read(session: Session, num_accepted: int) -> None:
     """Of the draft's pending nodes, keep the text and the accepted chain tokens."""
     session.draft.commit(range(session.length - session.draft.length + num_accepted))
+
+
+def forget_chain(session: Session) -> None:
+    """Of a chain drafted alone nothing stays cached: it is read again, as nodes to grow from."""
+    session.draft.rollback(min(session.draft.length, session.length - 1))

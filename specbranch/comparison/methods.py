@@ -20,7 +20,7 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "specbranch": ("gamma", "k_max", "epsilon", "draft_stage", "verify"),
     "pearl": ("gamma", "verify"),
     "adaedl": ("gamma", "epsilon", "verify"),
-    "fanout": ("gamma", "k_max", "epsilon", "verify"),
+    "fanout": ("gamma", "k_max", "epsilon", "draft_stage", "verify"),
     "lookahead": ("gamma", "k_max", "window", "verify"),
     "ngram": ("gamma", "max_ngram", "verify"),
     "auto": ("gamma", "k_max", "epsilon", "verify"),

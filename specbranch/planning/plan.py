@@ -8,7 +8,7 @@ from itertools import product
 
 from ..session import Settings
 from .costs import Hardware
-from .simulate import REPLAYED, Prediction, Simulator
+from .simulate import REPLAYED, STAGED, Prediction, Simulator
 from .trace import Traces
 
 
@@ -36,7 +36,7 @@ class Grid:
         """All that make a difference to ``policy``."""
         plain = Settings()
         gammas = (plain.gamma,) if policy == "ar" else self.gammas
-        k_maxes = self.k_maxes if policy in ("specbranch", "fanout") else (plain.k_max,)
+        k_maxes = self.k_maxes if policy in STAGED else (plain.k_max,)
         knows = policy in ("specbranch", "fanout", "adaedl")
         epsilons = self.epsilons if knows else (plain.epsilon,)
         for gamma, k_max, epsilon in product(gammas, k_maxes, epsilons):
@@ -65,8 +65,8 @@ def plan(
 ) -> Plan:
     """Predict the speedup of each policy at its best setting.
 
-    ``specbranch`` is tried with both draft stages, and with H-RAD where the traces have its
-    classes; each way has a row of its own.
+    ``specbranch`` and ``fanout`` are tried with both draft stages, ``specbranch`` also with H-RAD
+    where the traces have its classes; each way has a row of its own.
 
     Raises:
         ValueError: a policy cannot be replayed, or the traces do not reach far enough.
@@ -87,7 +87,5 @@ def plan(
 
 def _ways(policy: str, grid: Grid, hrad: bool) -> Iterator[tuple[str, bool]]:
     """Draft stage, and whether H-RAD is asked."""
-    if policy != "specbranch":
-        yield Settings().draft_stage, False
-        return
-    yield from product(grid.draft_stages, (False, True) if hrad else (False,))
+    stages = grid.draft_stages if policy in STAGED else (Settings().draft_stage,)
+    yield from product(stages, (False, True) if hrad and policy == "specbranch" else (False,))

@@ -248,6 +248,10 @@ class Replay:
         """As ``hedging.keep_read``."""
         self._cached = self.length + num_accepted
 
+    def forget_chain(self) -> None:
+        """As ``hedging.forget_chain``."""
+        self._cached = min(self._cached, self.length - 1)
+
     # ------------------------------------------------------------------ target
     def target_forward(self, chain: Chain) -> torch.Tensor:
         """As ``Session.target_forward``; the logits are of no use."""

@@ -1,28 +1,28 @@
 """What each policy would do with the requests of a trace, and how long it would take.
 
 The policies are the engine's own (``specbranch.policies``), run over ``Replay`` in a session's
-place. ``fanout`` reads and grows with the draft's own state in the engine, so its round stands here
-once more, in the same words. ``lookahead`` cannot be replayed.
+place. ``lookahead`` cannot be replayed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from ..hedging import Fan, Hedge
+from ..hedging import Fan, Hedge, HedgePoints
 from ..policies import POLICIES, Policy
-from ..policies.fanout import FanOut, spread
+from ..policies.fanout import FanOut
 from ..session import Chain, Session, Settings
 from ..stats import Stats
 from .costs import Hardware
 from .lookup import Lookup
-from .replay import Grown, RecordedPredictor, Replay
+from .replay import RecordedPredictor, Replay
 from .trace import LARGEST_K, Traces
 
 REPLAYED = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
 WITHOUT_DRAFT = ("ar", "ngram")
+STAGED = ("specbranch", "fanout")  # those that look at draft_stage
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prediction:
     @property
     def name(self) -> str:
         """The policy, its draft stage if it has one, and whether H-RAD is asked."""
-        stage = f" {self.settings.draft_stage}" if self.policy == "specbranch" else ""
+        stage = f" {self.settings.draft_stage}" if self.policy in STAGED else ""
         return self.policy + stage + (" hrad" if self.hrad else "")
 
     @property
@@ -147,32 +147,31 @@ def _method(policy: str, hrad: bool) -> Policy:
 
 
 class ReplayedFanOut(FanOut):
-    """``FanOut`` over a replay."""
+    """``FanOut`` over a replay, which knows what the draft would read and grow."""
 
-    def round(self, session: Session) -> Any:
-        """Verify the chain and hedge it at the same time, commit, go on with what was ready."""
-        replayed = cast(Replay, session)
-        chain = self._chain
-        target_logits, fan = replayed.lanes.run(
-            lambda: replayed.target_forward(chain),
-            lambda: self._fan(replayed, chain),
-        )
-        verdict = replayed.verify(target_logits, chain)
-        survivor = fan.find(Hedge(verdict.num_accepted, verdict.next_token))
-        verdict = replace(verdict, survivor=survivor)
-        replayed.keep_read(verdict.num_accepted)
-        committed = replayed.commit(chain, verdict)
-        self._chain = self._next_chain(session, cast(Fan, fan), survivor)
-        return committed
+    @staticmethod
+    def read_points(session: Session, chain: Chain) -> HedgePoints:
+        """As ``hedging.read_points``."""
+        return _replay(session).read_points(chain)
 
-    def _fan(self, session: Replay, chain: Chain) -> Grown:
-        points = session.read_points(chain)
-        heads: list[Hedge] = []
-        for at, share in enumerate(spread(points.confidence, session.settings.k_max)):
-            drafted = chain.tokens[at] if at < len(chain) else None
-            others = [token for token in points.candidates[at] if token != drafted]
-            heads += [Hedge(at, token) for token in others[:share]]
-        return session.grow_fan(chain, heads)
+    @staticmethod
+    def grow_fan(session: Session, chain: Chain, heads: Sequence[Hedge]) -> Fan:
+        """As ``hedging.grow_fan``."""
+        return cast(Fan, _replay(session).grow_fan(chain, heads))
+
+    @staticmethod
+    def keep_read(session: Session, num_accepted: int) -> None:
+        """As ``hedging.keep_read``."""
+        _replay(session).keep_read(num_accepted)
+
+    @staticmethod
+    def forget_chain(session: Session) -> None:
+        """As ``hedging.forget_chain``."""
+        _replay(session).forget_chain()
+
+
+def _replay(session: Session) -> Replay:
+    return cast(Replay, session)
 
 
 def check_policy(policy: str) -> None:

@@ -61,6 +61,8 @@ CASES += [
     Case("pearl", "coupled", runs=1500),
     Case("fanout", runs=2500),
     Case("fanout", "coupled", runs=1500),
+    Case("fanout", draft_stage="serial", runs=2500),
+    Case("fanout", "coupled", "serial", runs=1500),
     Case("ngram", prompt=PHRASES, runs=2000),
     Case("ngram", "coupled", prompt=PHRASES, runs=1500),
     Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=2000),

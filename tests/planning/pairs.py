@@ -55,6 +55,8 @@ EXACT = [
     Case("fanout", {"gamma": 3, "k_max": 3, "epsilon": 0.1}),
     Case("fanout", {"gamma": 4, "k_max": 8, "epsilon": 0.4}),
     Case("fanout", {"gamma": 2, "k_max": 1, "epsilon": 0.0}),
+    Case("fanout", {"gamma": 4, "k_max": 4, "epsilon": 0.3, "draft_stage": "serial"}),
+    Case("fanout", {"gamma": 3, "k_max": 8, "epsilon": 0.0, "draft_stage": "serial"}),
     *(
         specbranch(*each, stage)
         for stage in ("overlap", "serial")
