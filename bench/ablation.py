@@ -42,7 +42,8 @@ from specbranch.session import Settings
 
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
-GAMMAS = (1, 2, 3, 4, 5, 6, 7)
+GAMMAS = (1, 2, 3, 4, 6, 8, 11, 15)
+ROLLOUT = 31  # replays are exact up to half of it
 # Policies that hedge: policy, draft stage, whether H-RAD is asked.
 WAYS = (
     *[("specbranch", stage, hrad) for stage in ("overlap", "serial") for hrad in (False, True)],
@@ -129,7 +130,9 @@ class Ablation:
         )
         prompts = [self.tokenizer.encode(text) for text in texts]
         draft = self.drafts[scene.pair]
-        return record_traces(self.target, draft, prompts, params, predictor=predictor)
+        return record_traces(
+            self.target, draft, prompts, params, rollout=ROLLOUT, predictor=predictor
+        )
 
     def _studies(self, traces: Traces) -> Iterator[Row]:
         simulator = Simulator(traces, self.hardware)
