@@ -18,6 +18,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import report_ablation
 import report_kernels
 import report_plots
 
@@ -25,7 +26,7 @@ from specbranch.comparison.metrics import bubble, quotient, spread, total_counte
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = ("README.md", "docs/kernels.md")
+PAGES = ("README.md", "docs/kernels.md", "docs/method.md")
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 BASELINES = ("ar", "hf-assisted")
 
@@ -67,8 +68,9 @@ def filled(text: str) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result, and the line that says how they came about."""
-    if report_kernels.is_ours(result):
-        return report_kernels.tables(result)
+    for module in (report_kernels, report_ablation):
+        if module.is_ours(result):
+            return module.tables(result)
     temperatures = sorted({run["temperature"] for run in result["runs"]})
     parts = [_table(result, temperature) for temperature in temperatures]
     return "\n".join([*parts, _provenance(result)]) + "\n"
