@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specbranch import load_model
-from specbranch.models import llama
+from specbranch.models import state as state_module
 from specbranch.models.llama import LlamaModel, LlamaState
 
 CAPACITY = 40
@@ -82,7 +82,7 @@ def test_a_refused_prefill_changes_nothing(
     model: LlamaModel, tokens: list[int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the wrong token is not in the first chunk."""
-    monkeypatch.setattr(llama, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(state_module, "PREFILL_CHUNK", 4)
     state = model.new_state(CAPACITY, 8)
     state.prefill(torch.arange(30))
     with pytest.raises(ValueError, match=message):
