@@ -80,6 +80,8 @@ class LlamaModel:
         backend: which kernels the plain path uses; None: those of the device.
     """
 
+    implementation = "native"
+
     def __init__(
         self,
         config: LlamaConfig,
