@@ -67,11 +67,13 @@ def _weights(folder: Path, config: Any, dtype: torch.dtype) -> Any:
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
                 output_loading_info=True,
             )
     except Exception as error:  # of many kinds
         raise ValueError(
-            f"{folder}: transformers cannot load {_named(config)}: {one_line(error)}"
+            f"{folder}: transformers cannot make {_named(config)} of config.json and weights: "
+            f"{one_line(error)}"
         ) from error
     _check_class(folder, config, model)
     _check_found(folder, found)
