@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from architectures import GPT, SERVED, Walk, build, reference
 from models import checkpoints
 from safetensors.torch import load_file, save_file
@@ -20,6 +21,7 @@ from tiny_checkpoint import byte_tokenizer
 from specbranch import Engine, SamplingParams, load_model, load_tokenizer
 from specbranch.cli import EXIT_ERROR, main
 from specbranch.models import HFModel, LlamaModel
+from specbranch.pair import DEMO_DIR
 
 TOLERANCE = 1e-4
 BYTES = {**GPT, "vocab_size": 256}
@@ -83,6 +85,20 @@ def test_end_tokens_and_dtype(tmp_path: Path) -> None:
     build("GPT2", {**GPT, "eos_token_id": [7, 9]}).save_pretrained(tmp_path)
     model = load_model(tmp_path, dtype="bfloat16")
     assert (model.eos_token_ids, model.dtype) == ((7, 9), torch.bfloat16)
+
+
+def test_trained_weights_give_the_native_models_output() -> None:
+    """The demo pair, both of it by way of transformers."""
+    ours = [
+        HFModel(transformers.AutoModelForCausalLM.from_pretrained(DEMO_DIR / name))
+        for name in ("target", "draft")
+    ]
+    prompt = load_tokenizer(DEMO_DIR / "target").encode("def read(path):\n")
+    native = load_model(DEMO_DIR / "target")
+    expected = Engine(native, policy="ar").generate(prompt, SamplingParams(24))
+    found = Engine(*ours, policy="specbranch").generate(prompt, SamplingParams(24))
+    assert found.tokens == expected.tokens
+    assert found.stats.target_forwards < expected.stats.target_forwards
 
 
 # ---------------------------------------------------------------------------- bad checkpoints
