@@ -6,6 +6,7 @@ Imports transformers; ``hf.py`` imports this when a model is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ from .. import ops
 
 # Arguments of an attention layer that change its result in a way that our op has no word for.
 FOREIGN = ("softcap", "s_aux", "position_bias")
+SMALL_WORK = 1 << 22  # multiply-adds, about a millisecond of one core
 
 
 @dataclass(frozen=True)
@@ -127,15 +129,25 @@ def tree_attention_forward(
         if kwargs.get(name) is not None:
             raise ValueError(f"the attention has {name}, which tree_attention cannot do")
     where = seen.placement
-    out = ops.tree_attention(
-        query.transpose(1, 2).contiguous(),
-        seen.layer,
-        where.prefix,
-        where.bits,
-        scale=scaling,
-        backend=where.backend,
-    )
+    with _few_threads(query.numel() * (where.start + where.count)):
+        out = ops.tree_attention(
+            query.transpose(1, 2).contiguous(),
+            seen.layer,
+            where.prefix,
+            where.bits,
+            scale=scaling,
+            backend=where.backend,
+        )
     return out, None
+
+
+def _few_threads(work: int) -> AbstractContextManager[None]:
+    """One thread for a call that takes less than waking others; ``work`` multiply-adds.
+
+    Around it torch computes with threads of its own, and two sets of threads that wait for work by
+    spinning are in each other's way.
+    """
+    return ops.limit_threads(1) if work < SMALL_WORK else nullcontext()
 
 
 def register(name: str) -> None:
