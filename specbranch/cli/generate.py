@@ -64,7 +64,7 @@ def build_engine(options: Options) -> Engine:
     engine = dict(options.engine)
     try:
         if options.hrad is not None:
-            engine["predictor"] = predictor = _load_predictor(options.hrad, target)
+            engine["predictor"] = predictor = load_predictor(options.hrad, target)
             engine.setdefault("gamma", predictor.gamma)
         return Engine(target, draft, tokenizer=tokenizer, **engine)
     except (ValueError, TypeError) as error:
@@ -111,7 +111,8 @@ def _for_target(draft: CausalLM, target: CausalLM, folder: Path, tokenizer: Toke
     return match_vocabulary(draft, target.vocab_size)
 
 
-def _load_predictor(name: str, target: CausalLM) -> HRad:
+def load_predictor(name: str, target: CausalLM) -> HRad:
+    """The H-RAD predictor in a file, or the demo pair's."""
     from specbranch import HRad, demo_predictor
 
     try:

@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..hedging import Fan, Hedge, grow_fan, keep_read, read_points
+from ..hedging import Fan, Hedge, forget_chain, grow_fan, keep_read, read_points
 from ..predictor import num_confident
 from ..session import Chain, Committed, Session
 
@@ -32,13 +32,20 @@ class FanOut:
 
     needs_draft = True
     overlaps = True
+    # What reads and grows with the draft's own state; a replay has its own.
+    read_points = staticmethod(read_points)
+    grow_fan = staticmethod(grow_fan)
+    keep_read = staticmethod(keep_read)
+    forget_chain = staticmethod(forget_chain)
 
     def __init__(self) -> None:
-        self._chain = Chain()
+        self._chain: Chain | None = None  # None: the pipeline is empty
 
     def round(self, session: Session) -> Committed:
         """Verify the chain and hedge it at the same time, commit, go on with what was ready."""
         chain = self._chain
+        if chain is None:
+            chain = self._draft_stage(session)
         target_logits, fan = session.lanes.run(
             lambda: session.target_forward(chain),
             lambda: self._hedge(session, chain),
@@ -46,22 +53,30 @@ class FanOut:
         verdict = session.verify(target_logits, chain)
         survivor = fan.find(Hedge(verdict.num_accepted, verdict.next_token))
         verdict = replace(verdict, survivor=survivor)
-        keep_read(session, verdict.num_accepted)
+        self.keep_read(session, verdict.num_accepted)
         committed = session.commit(chain, verdict)
         self._chain = self._next_chain(session, fan, survivor)
         return committed
 
+    def _draft_stage(self, session: Session) -> Chain:
+        """After a miss: draft alone (serial), or hedge at once with no chain (overlap)."""
+        if session.settings.draft_stage == "overlap":
+            return Chain()
+        chain = session.draft_chain(session.settings.epsilon)
+        self.forget_chain(session)
+        return chain
+
     def _hedge(self, session: Session, chain: Chain) -> Fan:
         """Read the chain with the draft, choose the heads, grow what follows them."""
-        points = read_points(session, chain)
+        points = self.read_points(session, chain)
         heads: list[Hedge] = []
         for at, share in enumerate(spread(points.confidence, session.settings.k_max)):
-            drafted = chain.tokens[at] if at < len(chain) else -1
+            drafted = chain.tokens[at] if at < len(chain) else None
             others = [token for token in points.candidates[at] if token != drafted]
             heads += [Hedge(at, token) for token in others[:share]]
-        return grow_fan(session, chain, heads)
+        return self.grow_fan(session, chain, heads)
 
-    def _next_chain(self, session: Session, fan: Fan, survivor: int) -> Chain:
+    def _next_chain(self, session: Session, fan: Fan, survivor: int) -> Chain | None:
         """What is kept of the branch that was hit."""
         stats, main_line = session.stats, 1 + fan.steps
         stats.branch_points += 1
@@ -69,7 +84,7 @@ class FanOut:
         stats.sibling_tokens += (len(fan.heads) - 1) * main_line
         if survivor < 0:
             stats.rolled_back += main_line
-            return Chain()
+            return None
         stats.branch_hits += 1
         stats.accepted += 1
         confidence = fan.confidence[:, survivor].tolist()
