@@ -100,7 +100,7 @@ class HFModel:
         reason = why_not(model.config, bool(getattr(model, "_is_stateful", False)))
         if reason is not None:
             raise ValueError(f"{self.name} cannot be served: {reason}")
-        self.device, self._compute_dtype = self._one_device_and_dtype()
+        self.device, self.compute_dtype = self._one_device_and_dtype()
         self.max_seq_len = self._max_seq_len(max_seq_len)
         self.eos_token_ids = self._eos()
         self.base = model.base_model
@@ -197,7 +197,7 @@ class HFModel:
         own = self._own_attention()
         reference = hf_check.Reference(self) if check else None
         found = []
-        for implementation in (TREE_ATTENTION, own):
+        for implementation in dict.fromkeys((TREE_ATTENTION, own, "eager")):
             if implementation == TREE_ATTENTION and not self._fits_our_op():
                 continue
             self._use(implementation)
@@ -295,7 +295,7 @@ class HFState(TreeState):
             kv_heads=max(shape.kv_heads for shape in shapes),
             slots=max_seq_len + max(tree_slots, 1),
             head_dim=max(max(shape.key_dim, shape.value_dim) for shape in shapes),
-            dtype=model._compute_dtype,
+            dtype=model.compute_dtype,
             device=model.device,
             backend=model.backend,
         )
@@ -329,7 +329,7 @@ class HFState(TreeState):
             seen = None if bits is None else bits.unsqueeze(0).to(model.device)
             where = Placement(start, count, prefix.to(model.device), seen, model.backend)
             # Nobody reads it, and whoever did would stumble.
-            mask = torch.empty(1, 1, 0, 0, dtype=model._compute_dtype, device=model.device)
+            mask = torch.empty(1, 1, 0, 0, dtype=model.compute_dtype, device=model.device)
         else:
             where, mask = Placement(start, count), self._dense_mask(start, count, bits)
         cache = slot_layers(self.cache.data, model.config.shapes, where)
@@ -337,7 +337,7 @@ class HFState(TreeState):
 
     def _dense_mask(self, start: int, count: int, bits: torch.Tensor | None) -> torch.Tensor:
         """``[1, 1, N, start + N]``: 0 for what is seen, the lowest number for what is not."""
-        dtype = self.model._compute_dtype
+        dtype = self.model.compute_dtype
         visible = torch.ones(count, start + count, dtype=torch.bool).tril(start)
         if bits is not None:
             visible[:, self.length :] = ops.dense_mask(bits, start + count - self.length)

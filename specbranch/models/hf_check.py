@@ -74,7 +74,7 @@ class Reference:
         pairs["a commit"] = (read([g, h], None), spine[at + 3 :])
         state.rollback(CUT)
         pairs["a rollback"] = (read([k], None), self._short[CUT:])
-        return _worst(pairs, TOLERANCE[model._compute_dtype])
+        return _worst(pairs, TOLERANCE[model.compute_dtype])
 
 
 def _worst(pairs: dict[str, tuple[torch.Tensor, torch.Tensor]], tolerance: float) -> float:
