@@ -125,3 +125,24 @@ def _eos_token_ids(folder: Path) -> tuple[int, ...]:
         if found is not None:
             return tuple(found) if isinstance(found, list) else (found,)
     return ()
+
+
+def check_same_tokenizer(target: Tokenizer, draft: Tokenizer) -> None:
+    """Refuse a draft whose token ids stand for other tokens than the target's.
+
+    Ids that only one of them has are no reason: a larger model of a family often has more special
+    tokens, and a draft's guesses of tokens that the target never says are rejected.
+
+    Raises:
+        ValueError: naming the first id that differs and both tokens.
+    """
+    ours, theirs = (
+        {idx: token for token, idx in each.backend.get_vocab(with_added_tokens=True).items()}
+        for each in (target, draft)
+    )
+    for idx in sorted(ours.keys() & theirs.keys()):
+        if ours[idx] != theirs[idx]:
+            raise ValueError(
+                f"draft has another tokenizer: its token {idx} is {theirs[idx]!r}; "
+                f"it must be the target's {ours[idx]!r}"
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 from specbranch.cli.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = [f"docs/{name}.md" for name in ("design", "hrad", "kernels", "losslessness", "planning")]
+DOCS = [
+    f"docs/{name}.md"
+    for name in ("architectures", "design", "hrad", "kernels", "losslessness", "planning")
+]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
 
@@ -55,3 +59,16 @@ def test_flags_in_the_readme_are_those_of_the_command(capsys):
             if "specbranch generate" in line:
                 used = line.split("specbranch generate", 1)[1]
                 assert set(re.findall(r"--[a-z][a-z-]+", used)) <= known
+
+
+def test_the_table_of_architectures_is_what_was_measured():
+    found = json.loads((ROOT / "bench/results/architectures.json").read_text(encoding="utf-8"))
+    measured = [
+        f"| {row['architecture']} | {row['attention']} | {row['max_error']:.1e} |"
+        for row in found["served"]
+    ]
+    measured += [f"| {row['architecture']} | {row['reason']} |" for row in found["refused"]]
+    page = (ROOT / "docs/architectures.md").read_text(encoding="utf-8").splitlines()
+    table = [line for line in page if re.match(r"\| \w+(ForCausalLM|LMHeadModel) \|", line)]
+    assert table == measured
+    assert f"With transformers {found['transformers']} " in "\n".join(page)

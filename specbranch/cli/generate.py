@@ -10,6 +10,8 @@ from specbranch.cli.options import DEMO, Options, UsageError, name_flags
 from specbranch.cli.show import Colourer, legend
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from specbranch.engine import Engine, GenerationResult
     from specbranch.models import CausalLM
     from specbranch.predictor import HRad
@@ -85,10 +87,28 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
     if options.target is None:
         return demo_pair(dtype=dtype, device=device, draft_device=options.draft_device)
     target = load_model(options.target, dtype=dtype, device=device)
-    draft = None
+    tokenizer = load_tokenizer(options.target)
+    draft: CausalLM | None = None
     if options.draft is not None:
         draft = load_model(options.draft, dtype=dtype, device=options.draft_device or device)
-    return target, draft, load_tokenizer(options.target)
+        draft = _for_target(draft, target, options.draft, tokenizer)
+    return target, draft, tokenizer
+
+
+def _for_target(draft: CausalLM, target: CausalLM, folder: Path, tokenizer: Tokenizer) -> CausalLM:
+    """The draft with the target's vocabulary; refused where its tokens are others."""
+    from specbranch import load_tokenizer
+    from specbranch.models import match_vocabulary
+    from specbranch.tokenizer import check_same_tokenizer
+
+    if (folder / "tokenizer.json").is_file():
+        check_same_tokenizer(tokenizer, load_tokenizer(folder))
+    elif draft.vocab_size != target.vocab_size:
+        raise ValueError(
+            f"draft has {draft.vocab_size} tokens and no tokenizer.json in {folder}; with one that "
+            f"is the target's it could have another number than the target's {target.vocab_size}"
+        )
+    return match_vocabulary(draft, target.vocab_size)
 
 
 def load_predictor(name: str, target: CausalLM) -> HRad:

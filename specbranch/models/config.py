@@ -18,6 +18,10 @@ ARCHITECTURES = {
 }
 
 
+class NotNativeError(ValueError):
+    """A config that is sound, of a model that the Llama family's code does not compute."""
+
+
 @dataclass(frozen=True)
 class RopeConfig:
     """Rotary embedding: base frequency and how it is stretched."""
@@ -87,6 +91,7 @@ def read_config(folder: Path) -> LlamaConfig:
 
     Raises:
         FileNotFoundError, ValueError: naming the file or field, what it was, what it must be.
+        NotNativeError: transformers may know the model.
     """
     path = folder / "config.json"
     if not path.is_file():
@@ -94,7 +99,8 @@ def read_config(folder: Path) -> LlamaConfig:
     raw = read_json(path)
     names = raw.get("architectures") or ["(none)"]
     if names[0] not in ARCHITECTURES:
-        raise ValueError(
+        kind = NotNativeError if raw.get("architectures") else ValueError
+        raise kind(
             f"{path}: architecture {names[0]} is not supported; "
             f"it must be one of {', '.join(ARCHITECTURES)}"
         )
@@ -127,7 +133,7 @@ def read_config(folder: Path) -> LlamaConfig:
         mlp_bias=bool(raw.get("mlp_bias", False)),
         qk_norm=family == "qwen3",
         eos_token_ids=_eos(folder, raw),
-        stored_dtype=_dtype(raw),
+        stored_dtype=stored_dtype(raw),
     )
 
 
@@ -155,7 +161,7 @@ def _refuse(path: Path, raw: dict[str, Any], family: str) -> None:
     if raw.get("quantization_config"):
         raise ValueError(f"{path}: quantization_config is not supported; use a plain checkpoint")
     if raw.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{path}: hidden_act was {raw['hidden_act']!r}; it must be 'silu'")
+        raise NotNativeError(f"{path}: hidden_act was {raw['hidden_act']!r}; it must be 'silu'")
     if raw.get("partial_rotary_factor", 1.0) != 1.0:
         raise ValueError(f"{path}: partial_rotary_factor is not supported; it must be 1")
     if raw.get("pretraining_tp", 1) != 1:
@@ -165,12 +171,12 @@ def _refuse(path: Path, raw: dict[str, Any], family: str) -> None:
     slides = window is not None and raw.get("use_sliding_window", family == "mistral")
     longest = raw.get("max_position_embeddings", 0)
     if slides and window < longest:
-        raise ValueError(
+        raise NotNativeError(
             f"{path}: sliding_window {window} is not supported; it must be null or at least "
             f"max_position_embeddings, {longest}"
         )
     if set(raw.get("layer_types") or ()) - {"full_attention", "sliding_attention"}:
-        raise ValueError(
+        raise NotNativeError(
             f"{path}: layer_types was {raw['layer_types']}; all must be full_attention"
         )
 
@@ -187,7 +193,7 @@ def _rope(path: Path, raw: dict[str, Any]) -> RopeConfig:
         raise ValueError(f"{path}: partial_rotary_factor is not supported; it must be 1")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
-        raise ValueError(
+        raise NotNativeError(
             f"{path}: rope type {kind!r} is not supported; default, linear, llama3 are"
         )
     if kind == "default":
@@ -225,7 +231,8 @@ def _eos(folder: Path, raw: dict[str, Any]) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _dtype(raw: dict[str, Any]) -> torch.dtype:
+def stored_dtype(raw: dict[str, Any]) -> torch.dtype:
+    """The dtype that a config names; float32 where it names none."""
     name = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name).removeprefix("torch."), None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float32

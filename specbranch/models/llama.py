@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from .. import ops
 from ..cache import SlotCache
 from ..staging import Staged
-from ..tree import SpeculationTree
 from .config import LlamaConfig
 from .linear import Linear, PlainLinear
 from .protocol import ForwardOutput
+from .state import TreeState, check_room
 from .trunk import OpsTrunk, Trunk
 
 if TYPE_CHECKING:
     from ..drafting import DraftBuffers, Sampler
 
-PREFILL_CHUNK = 256
 SPARE_POSITIONS = 256
 KEPT_ROWS = 64  # buffers for more rows than this are not kept between calls
 
@@ -80,6 +79,8 @@ class LlamaModel:
         head: V outputs, packed or plain like the layers.
         backend: which kernels the plain path uses; None: those of the device.
     """
+
+    implementation = "native"
 
     def __init__(
         self,
@@ -135,12 +136,7 @@ class LlamaModel:
         Raises:
             ValueError: ``max_seq_len`` beyond the model's own, or negative ``tree_slots``.
         """
-        if tree_slots < 0:
-            raise ValueError(f"tree_slots was {tree_slots}; it must be at least 0")
-        if not 1 <= max_seq_len <= self.max_seq_len:
-            raise ValueError(
-                f"max_seq_len was {max_seq_len}; it must be in 1 .. {self.max_seq_len}"
-            )
+        check_room(self, max_seq_len, tree_slots)
         kind = LlamaState if self.drafter is None else NativeLlamaState
         return kind(self, max_seq_len, tree_slots)
 
@@ -167,13 +163,14 @@ class _Step:
         self._staged.upload()
 
 
-class LlamaState:
+class LlamaState(TreeState):
     """Cache and pending tree of one request; a ``DecoderState``."""
+
+    model: LlamaModel
 
     def __init__(self, model: LlamaModel, max_seq_len: int, tree_slots: int) -> None:
         config = model.config
-        self.model, self._capacity = model, max_seq_len
-        self.cache = SlotCache(
+        cache = SlotCache(
             layers=config.num_layers,
             kv_heads=config.num_kv_heads,
             slots=max_seq_len + max(tree_slots, 1),
@@ -182,87 +179,8 @@ class LlamaState:
             device=model.device,
             backend=model.backend,
         )
-        self.tree = SpeculationTree(tree_slots)
+        super().__init__(model, cache, max_seq_len, tree_slots)
         self._steps: dict[tuple[int, int], _Step] = {}
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return self.cache.length
-
-    @property
-    def num_nodes(self) -> int:
-        """Pending nodes."""
-        return len(self.tree)
-
-    # ------------------------------------------------------------------ protocol
-    def prefill(self, tokens: torch.Tensor) -> None:
-        """Extend the prefix by ``tokens [n]``, in chunks; the head is not computed."""
-        if self.num_nodes:
-            raise ValueError(f"prefill with {self.num_nodes} pending nodes; commit or roll back")
-        self._check_tokens(tokens)
-        if len(tokens) == 0:
-            return
-        if self.length + len(tokens) > self._capacity:
-            raise ValueError(
-                f"tokens had {len(tokens)} entries after a prefix of {self.length}; "
-                f"together they must be at most {self._capacity}"
-            )
-        self._check_ids(tokens)
-        with torch.inference_mode():
-            for begin in range(0, len(tokens), PREFILL_CHUNK):
-                chunk, start = tokens[begin : begin + PREFILL_CHUNK], self.length
-                count = len(chunk)
-                step = self._step(count, 0)
-                step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
-                step.prefix_view[0] = start
-                step.upload()
-                self._decode(chunk, step)
-                self.cache.length += count
-
-    def forward(
-        self,
-        tokens: torch.Tensor,
-        parents: Sequence[int] | None = None,
-        *,
-        hidden_layers: int = 0,
-    ) -> ForwardOutput:
-        """Append ``tokens [N]`` to the tree; logits ``[N, V]`` and the last layers' outputs."""
-        self._check_tokens(tokens)
-        if len(tokens) == 0:
-            raise ValueError("tokens was empty; it must have at least one token")
-        if not 0 <= hidden_layers <= self.model.config.num_layers:
-            raise ValueError(
-                f"hidden_layers was {hidden_layers}; it must be in 0 .. "
-                f"{self.model.config.num_layers}"
-            )
-        if self.model.device.type != "cpu" and tokens.device.type == "cpu":
-            self._check_ids(tokens)  # a device would not say which argument was wrong
-        first, count = len(self.tree), len(tokens)
-        self.tree.grow(count, parents)
-        try:
-            step = self._place(first, count)
-            with torch.inference_mode():
-                return self._logits(tokens, step, hidden_layers)
-        except Exception:
-            self.tree.truncate(first)
-            raise
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Append a path of pending nodes to the prefix."""
-        self.tree.check_path(path)
-        if self.length + len(path) > self._capacity:
-            raise ValueError(
-                f"path had {len(path)} nodes after a prefix of {self.length}; "
-                f"together they must be at most {self._capacity}"
-            )
-        self.cache.commit(path)
-        self.tree.clear()
-
-    def rollback(self, length: int) -> None:
-        """Cut the prefix to ``length``."""
-        self.cache.rollback(length)
-        self.tree.clear()
 
     def run(
         self,
@@ -286,24 +204,20 @@ class LlamaState:
         return self.model.head(normed)
 
     # ------------------------------------------------------------------ inside
-    def _check_tokens(self, tokens: torch.Tensor) -> None:
-        if not isinstance(tokens, torch.Tensor):
-            raise TypeError(f"tokens was {type(tokens).__name__}; it must be a torch tensor [n]")
-        if tokens.dim() != 1 or tokens.dtype not in (torch.int32, torch.int64):
-            raise ValueError(
-                f"tokens was {tokens.dtype} {list(tokens.shape)}; it must be int32 or int64 [n]"
-            )
+    def _read(self, chunk: torch.Tensor) -> None:
+        count, start = len(chunk), self.length
+        step = self._step(count, 0)
+        step.slots_view[:] = step.positions_view[:] = np.arange(start, start + count)
+        step.prefix_view[0] = start
+        step.upload()
+        self._decode(chunk, step)
 
-    def _check_ids(self, tokens: torch.Tensor) -> None:
-        low, high = (int(bound) for bound in tokens.aminmax())
-        if low < 0 or high >= self.model.vocab_size:
-            raise ValueError(self._bad_ids(tokens))
+    def _read_nodes(self, tokens: torch.Tensor, first: int, hidden_layers: int) -> ForwardOutput:
+        return self._logits(tokens, self._place(first, len(tokens)), hidden_layers)
 
-    def _bad_ids(self, tokens: torch.Tensor) -> str:
-        return (
-            f"tokens had ids {int(tokens.min())} .. {int(tokens.max())}; "
-            f"they must be in 0 .. {self.model.vocab_size - 1}"
-        )
+    def _ids_need_a_check(self, tokens: torch.Tensor) -> bool:
+        # A device would not say which argument was wrong; on a CPU the embedding does.
+        return self.model.device.type != "cpu" and super()._ids_need_a_check(tokens)
 
     def _step(self, count: int, words: int) -> _Step:
         step = self._steps.get((count, words))
@@ -317,12 +231,6 @@ class LlamaState:
     def _place(self, first: int, count: int) -> _Step:
         """Positions, slots and visibility of the nodes from ``first`` on."""
         depths = self.tree.depths
-        deepest = self.length + max(depths[first:], default=0)
-        if deepest >= self.model.max_seq_len:
-            raise ValueError(
-                f"tokens would reach position {deepest}; positions must be below "
-                f"{self.model.max_seq_len}"
-            )
         # Where all pending nodes are one chain, those before the new ones are as good as prefix.
         causal = self.tree.is_chain
         step = self._step(count, 0 if causal else (len(self.tree) + 31) // 32)

@@ -5,24 +5,31 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from .. import ops
 from ..devices import resolve_device
-from .config import LlamaConfig, read_config, read_json
+from .config import LlamaConfig, NotNativeError, read_config, read_json, stored_dtype
 from .linear import Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
+
+if TYPE_CHECKING:
+    from .hf import HFModel
 
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -31,8 +38,10 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     backend: ops.Backend | None = None,
-) -> LlamaModel:
-    """Load a checkpoint directory of the Llama family.
+) -> LlamaModel | HFModel:
+    """Load a checkpoint directory: natively the Llama family, by way of transformers others.
+
+    The model's ``implementation`` says which it was, ``"native"`` or ``"transformers"``.
 
     Args:
         folder: holds config.json and model.safetensors (or its sharded index).
@@ -44,14 +53,39 @@ def load_model(
 
     Raises:
         FileNotFoundError, ValueError: naming the file, field or tensor, and what was expected.
+        ModuleNotFoundError: the model needs transformers, which is not installed.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
     where = resolve_device(device)
-    config = read_config(folder)
-    wanted = _resolve_dtype(dtype, config, where)
+    try:
+        config = read_config(folder)
+    except NotNativeError as reason:
+        return _load_with_transformers(folder, reason, dtype, where, backend)
+    wanted = _resolve_dtype(dtype, config.stored_dtype, where)
+    logger.info("%s: native, %s", folder, config.family)
     return _build(config, _Folder(folder, wanted, where), backend)
+
+
+def _load_with_transformers(
+    folder: Path,
+    reason: NotNativeError,
+    dtype: str | torch.dtype,
+    device: torch.device,
+    backend: ops.Backend | None,
+) -> HFModel:
+    """A model that the Llama family's code does not compute, for ``reason``."""
+    from .hf_load import load_hf_model
+
+    logger.info("not native: %s", reason)
+    wanted = _resolve_dtype(dtype, stored_dtype(read_json(folder / "config.json")), device)
+    files = _Folder(folder, wanted, device)
+    files.check_files()
+    try:
+        return load_hf_model(folder, dtype=wanted, device=device, backend=backend)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{reason}; {error}") from error
 
 
 def model_from_tensors(
@@ -76,16 +110,17 @@ def model_from_tensors(
         ValueError: naming the tensor or argument, what it was, and what it must be.
     """
     where = resolve_device(device)
-    return _build(config, _Given(tensors, _resolve_dtype(dtype, config, where), where), backend)
+    wanted = _resolve_dtype(dtype, config.stored_dtype, where)
+    return _build(config, _Given(tensors, wanted, where), backend)
 
 
 def _resolve_dtype(
-    dtype: str | torch.dtype, config: LlamaConfig, device: torch.device
+    dtype: str | torch.dtype, stored: torch.dtype, device: torch.device
 ) -> torch.dtype:
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else config.stored_dtype
+        return torch.float32 if device.type == "cpu" else stored
     if isinstance(dtype, str) and dtype in DTYPES:
         return DTYPES[dtype]
     raise ValueError(f"dtype was {dtype!r}; it must be auto, {', '.join(DTYPES)}")
@@ -185,6 +220,12 @@ class _Folder(_Tensors):
         if pickles:
             raise ValueError(f"{pickles[0]} is a pickle, which can run code; use safetensors")
         raise FileNotFoundError(f"{single} does not exist; a Hugging Face checkpoint has one")
+
+    def check_files(self) -> None:
+        """Refuse files that are not whole, before somebody else reads them."""
+        for path in sorted(set(self._file_of.values())):
+            with self._open(path):
+                pass
 
     @staticmethod
     def _open(path: Path) -> safe_open:

@@ -83,5 +83,5 @@ def check_same_vocabulary(target: CausalLM, draft: CausalLM) -> None:
     if draft.vocab_size != target.vocab_size:
         raise ValueError(
             f"draft has a vocabulary of {draft.vocab_size} tokens; "
-            f"it must be the target's {target.vocab_size}"
+            f"it must be the target's {target.vocab_size} (models.match_vocabulary pads it)"
         )

@@ -83,26 +83,24 @@ def test_broken_generation_config(checkpoint: Path) -> None:
     refused(checkpoint, "generation_config.json")
 
 
-YARN = {"rope_type": "yarn", "factor": 4.0}
 HALF_LLAMA3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "high_freq_factor": 4.0}
 REFUSED_FIELDS: list[tuple[dict[str, Any], list[str]]] = [
     ({"architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
     ({"architectures": []}, ["architecture"]),
     ({"architectures": "drop"}, ["architecture"]),
-    ({"rope_parameters": YARN}, ["rope", "yarn"]),
-    ({"rope_parameters": "drop", "rope_scaling": YARN}, ["rope", "yarn"]),
+    ({"rope_parameters": {"rope_type": "spiral"}}, ["spiral"]),
     ({"rope_parameters": "drop", "rope_scaling": {"type": "dynamic"}}, ["rope", "dynamic"]),
     ({"rope_parameters": HALF_LLAMA3}, ["llama3", "low_freq_factor"]),
     ({"rope_parameters": {"rope_type": "linear"}}, ["linear", "factor"]),
     ({"rope_parameters": "linear", "rope_scaling": "linear"}, ["rope", "linear"]),
     ({"rope_parameters": {"rope_type": "linear", "factor": "x"}}, ["rope", "factor", "x"]),
-    ({"architectures": ["MistralForCausalLM"], "sliding_window": 64}, ["sliding_window", "64"]),
     (
-        {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True, "sliding_window": 32},
-        ["sliding_window", "32"],
+        {"architectures": ["MistralForCausalLM"], "sliding_window": 64},
+        ["MistralForCausalLM", "type llama", "LlamaForCausalLM"],
     ),
     ({"quantization_config": {"quant_method": "awq"}}, ["quantization_config"]),
-    ({"hidden_act": "gelu"}, ["hidden_act", "gelu", "silu"]),
+    ({"hidden_act": "gelo"}, ["gelo"]),
+    ({"layer_types": ["full_attention", "conv"]}, ["conv", "cannot be served"]),
     ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
     ({"pretraining_tp": 2}, ["pretraining_tp"]),
     ({"hidden_size": "drop"}, ["hidden_size", "None"]),

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 import specbranch
 from specbranch.models import llama
+from specbranch.models import state as state_module
 from specbranch.models.llama import LlamaModel
 
 PROMPT_LENGTH = 90
@@ -51,7 +52,7 @@ def test_whole_prompt_in_one_forward(case: Case) -> None:
 
 
 def test_prefill_in_chunks(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(state_module, "PREFILL_CHUNK", 16)
     state = case.state(case.prompt[:50])
     state.prefill(torch.tensor(case.prompt[50:80]))
     assert state.length == 80

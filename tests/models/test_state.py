@@ -8,21 +8,26 @@ from typing import Any
 
 import pytest
 import torch
-from models.checkpoints import save
+from models.checkpoints import build, save
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from specbranch import load_model
-from specbranch.models import llama
+from specbranch.models import HFModel
+from specbranch.models import state as state_module
 from specbranch.models.llama import LlamaModel, LlamaState
 
 CAPACITY = 40
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LlamaModel:
-    folder = tmp_path_factory.mktemp("model")
-    return load_model(save(folder, num_hidden_layers=2, max_position_embeddings=2048))
+@pytest.fixture(scope="module", params=["native", "transformers"])
+def model(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LlamaModel | HFModel:
+    sizes = {"num_hidden_layers": 2, "max_position_embeddings": 2048}
+    if request.param == "transformers":
+        return HFModel(build("llama2", **sizes))
+    return load_model(save(tmp_path_factory.mktemp("model"), **sizes))
 
 
 @pytest.fixture
@@ -82,7 +87,7 @@ def test_a_refused_prefill_changes_nothing(
     model: LlamaModel, tokens: list[int], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where the wrong token is not in the first chunk."""
-    monkeypatch.setattr(llama, "PREFILL_CHUNK", 4)
+    monkeypatch.setattr(state_module, "PREFILL_CHUNK", 4)
     state = model.new_state(CAPACITY, 8)
     state.prefill(torch.arange(30))
     with pytest.raises(ValueError, match=message):
