@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .llama import LlamaModel
-from .loader import load_model, model_from_tensors
+from .loader import load_config, load_model, model_from_tensors
 from .protocol import CausalLM, DecoderState, ForwardOutput
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "DecoderState",
     "ForwardOutput",
     "LlamaModel",
+    "load_config",
     "load_model",
     "model_from_tensors",
 ]

@@ -23,11 +23,12 @@ class RopeConfig:
     """Rotary embedding: base frequency and how it is stretched."""
 
     theta: float
-    kind: str = "default"  # default, linear or llama3
+    kind: str = "default"  # default, linear, llama3 or factors
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    factors: tuple[float, ...] = ()  # one a pair, for kind "factors"
 
     def frequencies(self, head_dim: int) -> torch.Tensor:
         """Angle per position of each pair, ``[head_dim / 2]`` float32."""
@@ -37,6 +38,8 @@ class RopeConfig:
             return frequencies / self.factor
         if self.kind == "llama3":
             return self._llama3(frequencies)
+        if self.kind == "factors":
+            return frequencies / torch.tensor(self.factors, dtype=torch.float32)
         return frequencies
 
     def _llama3(self, frequencies: torch.Tensor) -> torch.Tensor:
@@ -100,25 +103,27 @@ def read_config(folder: Path) -> LlamaConfig:
         )
     family = ARCHITECTURES[names[0]]
     _refuse(path, raw, family)
-    heads = _size(path, raw, "num_attention_heads")
-    hidden = _size(path, raw, "hidden_size")
-    kv_heads = _size(path, {"num_key_value_heads": heads, **_present(raw)}, "num_key_value_heads")
+    heads = read_size(path, raw, "num_attention_heads")
+    hidden = read_size(path, raw, "hidden_size")
+    kv_heads = read_size(
+        path, {"num_key_value_heads": heads, **_present(raw)}, "num_key_value_heads"
+    )
     if heads % kv_heads:
         raise ValueError(f"{path}: num_key_value_heads {kv_heads} must divide {heads} heads")
-    head_dim = _size(path, {"head_dim": hidden // heads, **_present(raw)}, "head_dim")
+    head_dim = read_size(path, {"head_dim": hidden // heads, **_present(raw)}, "head_dim")
     if head_dim % 2:
         raise ValueError(f"{path}: head_dim was {head_dim}; rotary embeddings need an even one")
     bias = bool(raw.get("attention_bias", False))
     return LlamaConfig(
         family=family,
-        vocab_size=_size(path, raw, "vocab_size"),
+        vocab_size=read_size(path, raw, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_size(path, raw, "intermediate_size"),
-        num_layers=_size(path, raw, "num_hidden_layers"),
+        intermediate_size=read_size(path, raw, "intermediate_size"),
+        num_layers=read_size(path, raw, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_seq_len=_size(path, raw, "max_position_embeddings"),
+        max_seq_len=read_size(path, raw, "max_position_embeddings"),
         norm_eps=_norm_eps(path, raw),
         rope=_rope(path, raw),
         tied=bool(raw.get("tie_word_embeddings", False)),
@@ -136,7 +141,8 @@ def _present(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if value is not None}
 
 
-def _size(path: Path, raw: dict[str, Any], key: str) -> int:
+def read_size(path: Path, raw: dict[str, Any], key: str) -> int:
+    """A positive integer of ``raw``, or an error that names the file and the key."""
     value = raw.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{path}: {key} was {value!r}; it must be a positive integer")
