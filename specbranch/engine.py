@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 from . import ops
+from .chat import Message
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
 from .policies import POLICIES, Policy, TreePolicy
@@ -22,6 +23,7 @@ from .text import TextStream
 from .tokenizer import Tokenizer
 
 Done = TypeVar("Done")
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -227,13 +229,12 @@ class Engine:
         return asked
 
     # ------------------------------------------------------------------ public calls
-    def generate(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
-    ) -> GenerationResult:
+    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationResult:
         """Generate to the end.
 
         Args:
-            prompt: text (needs a tokenizer) or token ids, at least one.
+            prompt: text (needs a tokenizer); token ids, at least one; or the messages of a chat,
+                dicts with ``role`` and ``content`` (needs a tokenizer with a chat template).
             params: defaults to ``SamplingParams()``.
 
         Raises:
@@ -246,7 +247,7 @@ class Engine:
         return request.result
 
     def stream(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None
     ) -> Generator[str, None, None] | Generator[list[int], None, None]:
         """Yield text as it is committed, never half a character; lists of ids with no tokenizer.
 
@@ -256,7 +257,7 @@ class Engine:
         return _ids(events) if self.tokenizer is None else _texts(events)
 
     def events(
-        self, prompt: str | Sequence[int], params: SamplingParams | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None
     ) -> Generator[Event, None, None]:
         """Like ``stream``, with the tokens of each round and where they came from."""
         return self._events(self._open(prompt, params))
@@ -299,7 +300,7 @@ class Engine:
                 return work()
 
     # ------------------------------------------------------------------ opening a request
-    def _open(self, prompt: str | Sequence[int], params: SamplingParams | None) -> _Request:
+    def _open(self, prompt: Prompt, params: SamplingParams | None) -> _Request:
         started = time.perf_counter()
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
@@ -330,11 +331,15 @@ class Engine:
         stream = TextStream(self.tokenizer, params.stop)
         return _Request(session, stream, eos, self.tokenizer is not None, started, runner)
 
-    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("prompt was text; an engine without a tokenizer takes token ids")
             tokens = self.tokenizer.encode(prompt)
+        elif _is_chat(prompt):
+            if self.tokenizer is None:
+                raise ValueError("prompt was messages; an engine without a tokenizer takes ids")
+            tokens = self.tokenizer.apply_chat_template(prompt)
         else:
             tokens = _token_ids(prompt)
         if not tokens:
@@ -360,10 +365,17 @@ def _ids(events: Generator[Event, None, None]) -> Generator[list[int], None, Non
                 yield event.tokens
 
 
-def _token_ids(prompt: Sequence[int]) -> list[int]:
+def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    return listed and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _token_ids(prompt: Sequence[int] | Sequence[Message]) -> list[int]:
     values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(values, Sequence) or isinstance(values, bytes):
-        raise TypeError(f"prompt was {type(prompt).__name__}; it must be text or token ids")
+        raise TypeError(
+            f"prompt was {type(prompt).__name__}; it must be text, token ids or messages"
+        )
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"prompt contained {value!r}; it must be text or integer token ids")

@@ -47,8 +47,11 @@ class Options:
     verbose: bool = False
     prompt: str | None = None
     file: Path | None = None
+    chat: bool = False
+    system: str | None = None
     target: Path | None = None
     draft: Path | None = None
+    layer_skip: int | None = None
     device: str = "cpu"
     draft_device: str | None = None
     dtype: str = "auto"
@@ -88,13 +91,17 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     """Parse and check ``argv``; raises UsageError with a message that names the flag."""
     args = vars(_parser().parse_args(argv))
     if args["command"] == "info":
-        return Options(**args)
+        options = Options(**args)
+        _check_paths(options)
+        return options
     if args["command"] == "train-hrad":
         return _train_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
         _check_engine(engine)
+        if args["layer_skip"] is not None:
+            check_int("--layer-skip", args["layer_skip"], 1)
         options = Options(**args, engine=engine, sampling=SamplingParams(**sampling))
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
@@ -115,7 +122,7 @@ def _train_options(args: dict[str, Any]) -> Options:
         raise UsageError(name_flags(str(error))) from error
     if (options.target is None) != (options.draft is None):
         raise UsageError("--target and --draft belong together: give both, or none (demo pair)")
-    _check_directories(options)
+    _check_paths(options)
     if options.prompts not in PROMPT_SETS and not Path(options.prompts).is_file():
         raise UsageError(
             f"--prompts was {options.prompts!r}; it must be a file or one of "
@@ -145,14 +152,11 @@ def _check_together(options: Options) -> None:
     """Flags that exclude or need each other."""
     if (options.prompt is None) == (options.file is None):
         raise UsageError("give either PROMPT or --file F, and not both")
-    if options.draft is not None and options.target is None:
-        raise UsageError("--draft was given without --target; it needs the model it drafts for")
+    if options.system is not None and not options.chat:
+        raise UsageError("--system was given without --chat; only a chat has a system message")
     policy = options.engine.get("policy", "specbranch")
-    if options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
-        raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
-    if options.draft_device is not None and policy in WITHOUT_DRAFT:
-        raise UsageError(f"--draft-device was given with --policy {policy}, which has no draft")
-    _check_directories(options)
+    _check_draft(options, policy)
+    _check_paths(options)
     if options.hrad is not None and policy != "specbranch":
         raise UsageError(f"--hrad was given with --policy {policy}; only specbranch asks H-RAD")
     if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():
@@ -163,10 +167,37 @@ def _check_together(options: Options) -> None:
         raise UsageError("--show and --json exclude each other; the JSON object has the origins")
 
 
-def _check_directories(options: Options) -> None:
-    for flag, directory in (("--target", options.target), ("--draft", options.draft)):
-        if directory is not None and not directory.is_dir():
-            raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
+def _check_draft(options: Options, policy: str) -> None:
+    """What the draft is, and whether the policy asks for one."""
+    if options.draft is not None and options.target is None:
+        raise UsageError("--draft was given without --target; it needs the model it drafts for")
+    if options.layer_skip is not None:
+        if options.draft is not None:
+            raise UsageError("--layer-skip and --draft exclude each other; both name the draft")
+        if options.draft_device is not None:
+            raise UsageError(
+                "--draft-device was given with --layer-skip, which shares the target's"
+            )
+    elif options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
+        raise UsageError(
+            f"--policy {policy} needs a draft model: give --draft DIR, --layer-skip N or "
+            "--policy ar"
+        )
+    for flag, given in (
+        ("--draft-device", options.draft_device),
+        ("--layer-skip", options.layer_skip),
+    ):
+        if given is not None and policy in WITHOUT_DRAFT:
+            raise UsageError(f"{flag} was given with --policy {policy}, which has no draft")
+
+
+def _check_paths(options: Options) -> None:
+    for flag, path in (("--target", options.target), ("--draft", options.draft)):
+        if path is None or path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+            continue
+        raise UsageError(
+            f"{flag} was {str(path)!r}; it must be a checkpoint directory or a .gguf file"
+        )
 
 
 def _parser() -> _Parser:
@@ -198,7 +229,11 @@ def _parser() -> _Parser:
     )
     _add_models(train)
     _add_training(train)
-    info = commands.add_parser("info", help="print versions, backends, devices and build flags")
+    info = commands.add_parser(
+        "info", help="print versions, backends, devices, build flags, and sizes of models"
+    )
+    info.add_argument("--target", type=Path, metavar="DIR", help="checkpoint to be described")
+    info.add_argument("--draft", type=Path, metavar="DIR", help="another one")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     for command in (generate, train, info):
         command.add_argument(
@@ -210,12 +245,16 @@ def _parser() -> _Parser:
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")
     parser.add_argument("--file", type=Path, metavar="F", help="read the prompt from a file")
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompt is a message: use the chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message before it, with --chat")
 
 
 def _add_models(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("models")
-    group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint that is decoded")
-    group.add_argument("--draft", type=Path, metavar="DIR", help="small checkpoint that guesses")
+    group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint or .gguf, decoded")
+    group.add_argument("--draft", type=Path, metavar="DIR", help="small one that guesses")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
     group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
@@ -227,6 +266,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         help=f"default specbranch; {', '.join(WITHOUT_DRAFT)} need no draft model",
+    )
+    group.add_argument(
+        "--layer-skip", type=int, metavar="N", help="draft with the target's first N layers"
     )
     group.add_argument("--gamma", type=int, metavar="N", help="draft length")
     group.add_argument("--k-max", type=int, metavar="N", help="most branches at a branch point")

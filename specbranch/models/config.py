@@ -73,6 +73,21 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...]
     stored_dtype: torch.dtype
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model; a tied head counts once."""
+        hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
+        queries, joint = self.num_heads * dim, (self.num_heads + 2 * self.num_kv_heads) * dim
+        layer = 2 * hidden + joint * hidden + queries * hidden + 3 * hidden * inner
+        layer += joint * self.qkv_bias + hidden * self.o_bias + 2 * dim * self.qk_norm
+        layer += (2 * inner + hidden) * self.mlp_bias
+        tables = (1 if self.tied else 2) * self.vocab_size * hidden
+        return tables + self.num_layers * layer + hidden
+
+    def cache_bytes(self, slots: int, dtype: torch.dtype) -> int:
+        """Of a slot cache with room for ``slots`` tokens."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * slots * dtype.itemsize
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an error that names the file."""
