@@ -71,6 +71,8 @@ class ChatTemplate:
             return template.render(
                 messages=checked,
                 add_generation_prompt=add_generation_prompt,
+                tools=None,  # defined, since templates ask whether they are none
+                documents=None,
                 **self._special_tokens,
             )
         except Exception as error:  # a template may fail in any way that Python can
