@@ -10,10 +10,13 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import transformers
+from models import gguf_files
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
 from specbranch import load_tokenizer
+from specbranch.cli import main
 from specbranch.gguf_tokenizer import KINDS
 from specbranch.pair import DEMO_DIR
 from specbranch.tokenizer import Tokenizer
@@ -166,6 +169,27 @@ def test_special_user_defined_and_unused_tokens(demo: Tokenizer, tmp_path: Path)
     assert made.decode([size, size + 1, size + 2]) == "<tool>"
     assert [made.has_text(size + idx) for idx in range(3)] == [True, False, False]
     assert Backend.from_str(made.backend.to_str()).encode("<tool>").ids == [size]
+
+
+def test_the_command_line_takes_a_file(
+    demo: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The demo target as a GGUF file, drafted for by a checkpoint directory."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(DEMO_DIR / "target")
+    fields = {f"tokenizer.ggml.{key}": value for key, value in fields_of(demo).items()}
+    path = gguf_files.write(tmp_path / "demo.gguf", model, fields=fields)
+
+    def output(*argv: str) -> dict[str, Any]:
+        assert main([*argv, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    argv = ["generate", "def median(values):", "--max-new-tokens", "24"]
+    found = output(*argv, "--target", str(path), "--draft", str(DEMO_DIR / "draft"))
+    assert found["text"] == output(*argv)["text"] != ""
+    described = output("info", "--target", str(path))["models"]["target"]
+    assert described["weight_bytes"] == path.stat().st_size
+    assert described["parameters"] == sum(each.numel() for each in model.parameters())
 
 
 BAD: list[tuple[dict[str, Any], list[str]]] = [

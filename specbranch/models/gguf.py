@@ -219,16 +219,17 @@ class GgufFile:
 
     def _rope(self, head_dim: int) -> RopeConfig:
         theta = self._number("rope.freq_base", 10000.0)
-        kind = self.value(f"{self.family}.rope.scaling.type") or "none"
+        factor = self._number("rope.scaling.factor", self._number("rope.scale_linear", 0.0))
+        # A factor alone means linear scaling, as it does to llama.cpp.
+        named = self.value(f"{self.family}.rope.scaling.type")
+        kind = named or ("linear" if factor else "none")
         if kind not in ("none", "linear"):
             raise ValueError(
                 f"{self.path}: {self.family}.rope.scaling.type {kind!r} is not supported; "
                 "none and linear are"
             )
         if kind == "linear":
-            return RopeConfig(theta, "linear", self._number("rope.scaling.factor"))
-        if (old := self._number("rope.scale_linear", 1.0)) != 1.0:
-            return RopeConfig(theta, "linear", old)
+            return RopeConfig(theta, "linear", self._linear_factor(factor))
         if self._factors is None:
             return RopeConfig(theta)
         factors = self._dequantised(self._factors).tolist()
@@ -238,6 +239,19 @@ class GgufFile:
                 f"it must be [{head_dim // 2}]"
             )
         return RopeConfig(theta, "factors", factors=tuple(factors))
+
+    def _linear_factor(self, factor: float) -> float:
+        if factor <= 0.0:
+            raise ValueError(
+                f"{self.path}: {self.family}.rope.scaling.factor was {factor:g}; "
+                "with type linear it must be positive"
+            )
+        if self._factors is not None:
+            raise ValueError(
+                f"{self.path} has linear rope scaling and a tensor {ROPE_FACTORS}; "
+                "only one of them is supported"
+            )
+        return factor
 
     def _rows(self, name: str) -> int:
         tensor = self._tensors.get(_checkpoint_name(name))

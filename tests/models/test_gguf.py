@@ -18,6 +18,7 @@ from models.gguf_files import SIZES, Tensors, round_as_stored, write
 from specbranch import load_model
 from specbranch.models import gguf, load_config
 
+F32 = GGMLQuantizationType.F32
 TOLERANCE = 1e-4
 BIASES = {"attention_bias": True, "mlp_bias": True}
 SMOLLM = {"hidden_size": 96, "num_attention_heads": 6}
@@ -79,6 +80,17 @@ def test_rope_factors_left_out_would_be_seen(tmp_path: Path) -> None:
     assert difference.abs().max() > 1000 * TOLERANCE
 
 
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_factor_alone_is_linear_scaling(tmp_path: Path, key: str) -> None:
+    theirs = made("deepseek-coder")
+    named = {"llama.rope.scaling.type": None, "llama.rope.scaling.factor": None}
+    path = write(tmp_path / "model.gguf", theirs, fields={**named, f"llama.{key}": 4.0})
+    assert (logits(load_model(path)) - reference(theirs, TOKENS)[20:]).abs().max() < TOLERANCE
+    factors = (np.ones(8, np.float32), F32)
+    write(path, theirs, change=lambda all: all.update({"rope_freqs.weight": factors}))
+    refused(path, "rope_freqs.weight", "only one")
+
+
 def test_a_matrix_of_more_rows_than_a_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +142,8 @@ def refused(path: Path, *named: str) -> None:
 
 BAD_FIELDS: list[tuple[dict[str, Any], list[str]]] = [
     ({"llama.rope.scaling.type": "yarn"}, ["rope.scaling.type", "yarn", "linear"]),
-    ({"llama.rope.scaling.type": "linear"}, ["rope.scaling.factor", "None"]),
+    ({"llama.rope.scaling.type": "linear"}, ["rope.scaling.factor", "0", "positive"]),
+    ({"llama.rope.scaling.factor": "4"}, ["rope.scaling.factor", "'4'", "number"]),
     ({"llama.rope.freq_base": "big"}, ["rope.freq_base", "big"]),
     ({"llama.block_count": None}, ["llama.block_count", "None"]),
     ({"llama.block_count": 0}, ["llama.block_count", "0"]),
@@ -164,7 +177,6 @@ def test_unknown_architecture(tmp_path: Path, architecture: str) -> None:
     refused(path, "general.architecture", architecture, "llama, qwen2, qwen3")
 
 
-F32 = GGMLQuantizationType.F32
 INTEGERS = (np.zeros((64, 96), np.int32), GGMLQuantizationType.I32)
 BAD_TENSORS: list[tuple[Callable[[Tensors], object], list[str]]] = [
     (
