@@ -280,10 +280,8 @@ class GgufFile:
     def fetch(self, name: str) -> torch.Tensor:
         """The tensor in float32, dequantised, its rows in the order of a checkpoint."""
         found = self._dequantised(self._tensors[name])
-        config = self.config
-        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(
-            name.split(".")[-2] if "." in name else ""
-        )
+        config, part = self.config, name.split(".")[-2]
+        heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(part)
         if heads is None or config.family != "llama" or len(found) != heads * config.head_dim:
             return found
         return unpermuted(found, heads)
