@@ -9,7 +9,7 @@
 
 Methods are interleaved prompt by prompt, in an order that rotates, so that a machine that slows
 down slows all of them. Greedy output of our policies must equal ``ar``'s, in bfloat16 but for ties
-of the target's own (``ties.py``); if not, the exit code is 1 and the result says where.
+of the target's own; if not, the exit code is 1 and the result says where.
 ``bench/report.py`` makes the tables.
 """
 
@@ -32,16 +32,16 @@ import torch
 from inflate import Inflation
 from methods import Method, Run, Weights, our_methods, peer_methods
 from shapes import SHAPES, check_fits, named_shape
-from ties import judge
 
 from specbranch import SamplingParams, load_tokenizer, ops
+from specbranch.comparison.equality import judge
+from specbranch.comparison.methods import BASELINE
 from specbranch.lanes import num_cores
 from specbranch.models import CausalLM
 from specbranch.models.config import read_config
 from specbranch.pair import DEMO_DIR
 from specbranch.prompts import humaneval
 
-BASELINE = "ar"
 DISTRIBUTIONS = ("specbranch", "torch", "transformers", "numpy")
 
 

@@ -8,7 +8,6 @@ request, prompt included, until the device has nothing left to do.
 from __future__ import annotations
 
 import itertools
-import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ import torch
 from inflate import Inflation, our_model, transformers_model
 
 from specbranch import Engine, SamplingParams, load_model
+from specbranch.comparison.measure import Stopwatch
+from specbranch.comparison.methods import BASELINE, CONCERNS
 from specbranch.models import LlamaModel
 
 # Counters that add up over prompts; every metric of a table is made from their sums.
@@ -69,27 +70,6 @@ class Weights:
         dtype = getattr(torch, self.dtype)
         model: Any = AutoModelForCausalLM.from_pretrained(self.folder, dtype=dtype)
         return model.to(self.device).eval()
-
-
-class Stopwatch:
-    """Seconds between ``start`` and ``stop``; a device has finished its work at both."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def start(self) -> None:
-        """From now on."""
-        self._synchronize()
-        self._started = time.perf_counter()
-
-    def stop(self) -> float:
-        """Until now."""
-        self._synchronize()
-        return time.perf_counter() - self._started
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
 
 
 class Method(Protocol):
@@ -168,16 +148,7 @@ def our_methods(args: Namespace, target: LlamaModel, draft: LlamaModel) -> list[
 
 
 def _combinations(policy: str, args: Namespace) -> list[dict[str, Any]]:
-    concerns = {
-        "ar": [],
-        "sps": ["gamma", "verify", "epsilon"],
-        "specbranch": ["gamma", "k_max", "epsilon", "draft_stage", "verify"],
-        "fanout": ["gamma", "k_max", "epsilon", "verify"],
-        "pearl": ["gamma", "verify"],
-        "adaedl": ["gamma", "verify", "epsilon"],
-        "lookahead": ["gamma", "k_max", "window", "verify"],
-        "ngram": ["gamma", "max_ngram", "verify"],
-    }[policy]
+    concerns = () if policy == BASELINE else CONCERNS[policy]
     keys = [key for key in concerns if getattr(args, key)]
     values = itertools.product(*(getattr(args, key) for key in keys))
     return [dict(zip(keys, combination, strict=True)) for combination in values]

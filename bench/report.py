@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -21,6 +20,8 @@ from typing import Any
 
 import report_kernels
 import report_plots
+
+from specbranch.comparison.metrics import bubble, quotient, spread, total_counters
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -118,34 +119,22 @@ def _ratio(by_prompt: dict[int, Run], baseline: dict[int, Run]) -> str:
         / (baseline[idx]["new_tokens"] / baseline[idx]["seconds"])
         for idx, run in by_prompt.items()
     ]
-    median = statistics.median(ratios)
-    if len(ratios) < 2:
-        return f"{median:.2f}"
-    low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return f"{median:.2f} ({low:.2f} - {high:.2f})"
+    median, low, high = spread(ratios)
+    return f"{median:.2f}" if len(ratios) < 2 else f"{median:.2f} ({low:.2f} - {high:.2f})"
 
 
 def _metrics(runs: list[Run]) -> list[str]:
     if not runs[0]["counters"]:
         return ["", "", "", "", ""]
-    total: dict[str, float] = defaultdict(float)
-    for run in runs:
-        for name, value in run["counters"].items():
-            total[name] += value
-    decode_seconds = total["seconds"] - total["prefill_seconds"]
-    idle = decode_seconds - total["target_seconds"]
-    return [
-        _quotient(total["committed"], total["target_forwards"]),
-        _quotient(total["accepted"], total["target_forwards"]),
-        _quotient(total["rolled_back"], total["drafted"]),
-        _quotient(total["branch_hits"], total["branch_points"]),
-        # Rounds that live on the device do not tell what the target took of them.
-        _quotient(idle, decode_seconds) if total["target_seconds"] else "",
+    total = total_counters(run["counters"] for run in runs)
+    figures = [
+        quotient(total["committed"], total["target_forwards"]),
+        quotient(total["accepted"], total["target_forwards"]),
+        quotient(total["rolled_back"], total["drafted"]),
+        quotient(total["branch_hits"], total["branch_points"]),
+        bubble(total),
     ]
-
-
-def _quotient(part: float, whole: float) -> str:
-    return f"{part / whole:.2f}" if whole else ""
+    return ["" if figure is None else f"{figure:.2f}" for figure in figures]
 
 
 def _provenance(result: dict[str, Any]) -> str:

@@ -13,13 +13,14 @@ from . import ops
 from .chat import Message
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
-from .policies import POLICIES, Policy, TreePolicy
+from .policies import DEFAULTS, POLICIES, LearningPolicy, Policy, TreePolicy
 from .predictor import HRad, Predictor
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
 from .session import Committed, Session, Settings
 from .stats import Stats
 from .text import TextStream
+from .timeline import Timeline
 from .tokenizer import Tokenizer
 
 Done = TypeVar("Done")
@@ -109,7 +110,7 @@ class Engine:
             may be on another device than the target.
         tokenizer: None takes and gives token ids only.
         policy: ``"ar"``, ``"sps"``, ``"specbranch"``, ``"fanout"``, ``"pearl"``, ``"adaedl"``,
-            ``"lookahead"`` or ``"ngram"``; see ``policies``.
+            ``"lookahead"``, ``"ngram"`` or ``"auto"``; see ``policies``.
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
@@ -159,8 +160,9 @@ class Engine:
             "max_ngram": max_ngram,
             "window": window,
         }
-        self.settings = Settings(**{key: val for key, val in given.items() if val is not None})  # type: ignore[arg-type]
-        method = self._new_policy(policy, predictor)
+        chosen = {key: val for key, val in given.items() if val is not None}
+        self.settings = Settings(**DEFAULTS.get(policy, {}) | chosen)  # type: ignore[arg-type]
+        method = self._method = POLICIES[policy](predictor)
         if method.needs_draft and draft is None:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
         self.target, self.draft = target, draft if method.needs_draft else None
@@ -182,9 +184,12 @@ class Engine:
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
 
-    @staticmethod
-    def _new_policy(name: str, predictor: Predictor | None) -> Policy:
-        return POLICIES[name](predictor)
+    def _new_policy(self) -> Policy:
+        """For one request; a policy that learns goes on from what the last one knew."""
+        if isinstance(self._method, LearningPolicy):
+            self._method = self._method.renew()
+            return self._method
+        return POLICIES[self.policy](self.predictor)
 
     def _default_lanes(self, threads: int | None, overlaps: bool) -> Lanes:
         if not overlaps:
@@ -229,38 +234,58 @@ class Engine:
         return asked
 
     # ------------------------------------------------------------------ public calls
-    def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> GenerationResult:
+    @property
+    def rounds(self) -> str:
+        """Who directs the rounds: ``"host"`` or ``"device"``."""
+        return "host" if self._pool is None else "device"
+
+    def generate(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
+    ) -> GenerationResult:
         """Generate to the end.
 
         Args:
             prompt: text (needs a tokenizer); token ids, at least one; or the messages of a chat,
                 dicts with ``role`` and ``content`` (needs a tokenizer with a chat template).
             params: defaults to ``SamplingParams()``.
+            timeline: is filled with what the two lanes do; not for rounds on the device.
 
         Raises:
             TypeError, ValueError: for a prompt or a length that does not fit, naming it.
         """
-        request = self._open(prompt, params)
+        request = self._open(prompt, params, timeline)
         for _ in self._events(request):
             pass
         assert request.result is not None, "the loop above has ended the request"
         return request.result
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
     ) -> Generator[str, None, None] | Generator[list[int], None, None]:
         """Yield text as it is committed, never half a character; lists of ids with no tokenizer.
 
         Closing the iterator cancels the request. ``last_result`` holds the result after the end.
         """
-        events = self.events(prompt, params)
+        events = self.events(prompt, params, timeline=timeline)
         return _ids(events) if self.tokenizer is None else _texts(events)
 
     def events(
-        self, prompt: Prompt, params: SamplingParams | None = None
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        timeline: Timeline | None = None,
     ) -> Generator[Event, None, None]:
         """Like ``stream``, with the tokens of each round and where they came from."""
-        return self._events(self._open(prompt, params))
+        return self._events(self._open(prompt, params, timeline))
 
     def cancel(self) -> None:
         """End every running request after its round; may be called from another thread."""
@@ -270,7 +295,7 @@ class Engine:
     # ------------------------------------------------------------------ the loop
     def _events(self, request: _Request) -> Generator[Event, None, None]:
         self._active.append(request)
-        policy: Policy = self._new_policy(self.policy, self.predictor)
+        policy = self._new_policy()
         if request.runner is not None:
             policy = DeviceRounds(request.runner)
         self.last_result = None
@@ -300,11 +325,18 @@ class Engine:
                 return work()
 
     # ------------------------------------------------------------------ opening a request
-    def _open(self, prompt: Prompt, params: SamplingParams | None) -> _Request:
+    def _open(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        timeline: Timeline | None,
+    ) -> _Request:
         started = time.perf_counter()
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise TypeError(f"params was {type(params).__name__}; it must be SamplingParams")
+        if timeline is not None and self._pool is not None:
+            raise ValueError("timeline was given; with rounds on the device it must be None")
         if params.stop and self.tokenizer is None:
             raise ValueError("stop was given; stop strings need an engine with a tokenizer")
         tokens = self._prompt_tokens(prompt)
@@ -326,6 +358,7 @@ class Engine:
             hidden_layers=hidden_layers,
             target_nodes=self._target_nodes,
             states=runner.take_states() if runner is not None else None,
+            timeline=timeline,
         )
         eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
         stream = TextStream(self.tokenizer, params.stop)

@@ -6,6 +6,7 @@ tree; a branch at point j is a child of the node of c_j and does not see the cha
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ import torch
 from . import ops
 from .drafting import nan_draft, take_step
 from .session import Chain, Growth, Session
+from .timeline import DRAFT
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,11 @@ class Fan(Growth):
 
 def read_points(session: Session, chain: Chain) -> HedgePoints:
     """Let the draft read the text and the chain, as pending nodes that branches may grow from."""
-    sampler, count = session.draft_sampler, len(chain) + 1
+    started, sampler, count = time.perf_counter(), session.draft_sampler, len(chain) + 1
     unread = torch.tensor(session.unread(chain.tokens), dtype=torch.int64)
     session.stats.draft_forwards += 1
     logits = session.draft.forward(unread).logits[-count:]
+    session.note(DRAFT, "read", started, rows=len(unread))
     sampler.position[:count] = torch.arange(session.length, session.length + count)
     # branch_topk offers more the less sure a row is; this is enough for any row's share.
     found = ops.branch_topk(
@@ -75,6 +78,7 @@ def grow_fan(session: Session, chain: Chain, heads: Sequence[Hedge]) -> Fan:
     inputs = torch.tensor([head.token for head in heads], dtype=torch.int64)
     parents = [last + head.after for head in heads]
     first = torch.tensor([session.length + head.after + 1 for head in heads])
+    started = time.perf_counter()
     for step in range(room):
         nodes = range(draft.num_nodes, draft.num_nodes + width)
         drawn = take_step(
@@ -84,6 +88,7 @@ def grow_fan(session: Session, chain: Chain, heads: Sequence[Hedge]) -> Fan:
         if int(drawn.token.min()) < 0:
             raise ValueError(f"draft gave NaN logits for a position behind {session.length}")
     session.stats.draft_forwards += room
+    session.note(DRAFT, "branches", started, rows=width, forwards=room)
     out.fetch()
     return Fan(
         heads=list(heads),

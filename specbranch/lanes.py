@@ -62,7 +62,7 @@ class ThreadLanes:
     """The target on the caller's thread, the draft on a worker that lives as long as this."""
 
     def __init__(self, threads: int | None = None) -> None:
-        cores = threads or num_cores()
+        self.threads = cores = threads or num_cores()
         # Of two cores the target uses both: its helper claims what the draft's steps leave over.
         self.target_threads = cores - 1 if cores > 2 else cores
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="specbranch-draft")

@@ -19,6 +19,7 @@ from .lanes import Lanes
 from .models.protocol import CausalLM, DecoderState, ForwardOutput
 from .sampling_params import SamplingParams, check_float, check_int
 from .stats import Stats
+from .timeline import DRAFT, TARGET, Round, Timeline
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,7 @@ class Session:
         hidden_layers: how many of the target's last layers a predictor wants to see.
         target_nodes: most nodes of one target forward; None: a chain of gamma, and the last token.
         states: of target and draft, for rounds on the device, which direct the draft.
+        timeline: where to write what the lanes do; None: nowhere.
     """
 
     def __init__(
@@ -202,7 +204,9 @@ class Session:
         hidden_layers: int = 0,
         target_nodes: int | None = None,
         states: tuple[DecoderState, DecoderState | None] | None = None,
+        timeline: Timeline | None = None,
     ) -> None:
+        self.timeline = timeline
         self.params, self.settings, self.lanes = params, settings, lanes
         self.tokens = list(prompt)
         self.total = len(prompt) + params.max_new_tokens
@@ -235,11 +239,30 @@ class Session:
         started = time.perf_counter()
         prompt = torch.tensor(self.tokens[:-1], dtype=torch.int64)
         if self._draft is None:
-            self.target.prefill(prompt)
+            self._prefill(TARGET, self.target, prompt)
         else:
             draft = self._draft
-            self.lanes.run(lambda: self.target.prefill(prompt), lambda: draft.prefill(prompt))
+            self.lanes.run(
+                lambda: self._prefill(TARGET, self.target, prompt),
+                lambda: self._prefill(DRAFT, draft, prompt),
+            )
         self.stats.prefill_seconds = time.perf_counter() - started
+
+    def _prefill(self, lane: str, state: DecoderState, prompt: torch.Tensor) -> None:
+        started = time.perf_counter()
+        state.prefill(prompt)
+        self.note(lane, "prefill", started, rows=len(prompt))
+
+    def note(self, lane: str, work: str, started: float, *, rows: int, forwards: int = 1) -> None:
+        """Write work that ends now to the timeline, if there is one."""
+        if self.timeline is not None and forwards:
+            self.timeline.add(lane, work, started, rows=rows, forwards=forwards)
+
+    def catch_up(self) -> None:
+        """Let a draft that has not been asked for a while read the text but for its last token."""
+        missing = self.unread()[:-1]
+        if missing:
+            self._prefill(DRAFT, self.draft, torch.tensor(missing, dtype=torch.int64))
 
     # ------------------------------------------------------------------ room
     @property
@@ -271,34 +294,38 @@ class Session:
 
     def draft_chain(self, epsilon: float = 0.0) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's confidence is below ``epsilon``."""
+        started = time.perf_counter()
         room = min(self.settings.gamma, self.chain_room())
         out = self.next_buffers()
         steps = draft_steps(
             self.draft, self.unread(), 0, room, self.draft_sampler, self.length, epsilon, out
         )
+        self.note(DRAFT, "chain", started, rows=1, forwards=steps)
         return self._drafted(
             out, steps, steps > 0 and bool(out.confidence_view[steps - 1, 0] < epsilon)
         )
 
     def draft_until(self, max_entropy: float) -> Chain:
         """Draft up to gamma tokens, stopping where the draft's entropy is above ``max_entropy``."""
+        started = time.perf_counter()
         room = min(self.settings.gamma, self.chain_room())
         out = self.next_buffers()
-        return self._drafted(
-            out,
-            *draft_until(
-                self.draft, self.unread(), room, self.draft_sampler, self.length, max_entropy, out
-            ),
+        steps, stopped = draft_until(
+            self.draft, self.unread(), room, self.draft_sampler, self.length, max_entropy, out
         )
+        self.note(DRAFT, "chain", started, rows=1, forwards=steps)
+        return self._drafted(out, steps, stopped)
 
     def draft_ahead(self, chain: Chain) -> Chain:
         """Draft up to gamma tokens, at least one, that follow ``chain``."""
+        started = time.perf_counter()
         first = self.length + len(chain)
         room = min(self.settings.gamma, max(1, self.total - first - 1))
         out = self.next_buffers()
         steps = draft_steps(
             self.draft, self.unread(chain.tokens), 0, room, self.draft_sampler, first, 0.0, out
         )
+        self.note(DRAFT, "chain", started, rows=1, forwards=steps)
         return self._drafted(out, steps)
 
     def _drafted(self, out: DraftBuffers, steps: int, stopped: bool = False) -> Chain:
@@ -328,10 +355,12 @@ class Session:
         candidates = found.candidates[0, :num_branches].tolist()
         out = self.next_buffers()
         room = max(0, min(self.settings.gamma, self.total - branch_point - 2))
+        started = time.perf_counter()
         steps = draft_steps(
             self.draft, candidates, num_branches, room, self.draft_sampler, branch_point + 1,
             stop_below, out,
         )  # fmt: skip
+        self.note(DRAFT, "branches", started, rows=num_branches, forwards=steps)
         self.stats.draft_forwards += steps
         return Branches(
             candidates=candidates,
@@ -356,10 +385,12 @@ class Session:
 
     def _catch_up(self, chain: Chain) -> torch.Tensor:
         """Feed the draft what it has not seen of ``X + chain``; logits [1, V] after the last."""
+        started = time.perf_counter()
         missing = self.unread(chain.tokens)
         self.stats.draft_forwards += 1
         logits = self.draft.forward(torch.tensor(missing, dtype=torch.int64)).logits[-1:]
         self.draft.commit(range(len(missing)))
+        self.note(DRAFT, "read", started, rows=len(missing))
         return logits
 
     def next_buffers(self) -> DraftBuffers:
@@ -406,6 +437,7 @@ class Session:
         output = self.target.forward(inputs, parents, hidden_layers=hidden_layers)
         self.stats.target_forwards += 1
         self.stats.target_seconds += time.perf_counter() - started
+        self.note(TARGET, "forward", started, rows=len(inputs))
         return output
 
     def verify(
@@ -419,6 +451,7 @@ class Session:
         if self._hidden is not None:
             self._hidden = self._hidden[: verdict.num_accepted + 1][-1]
         self.stats.target_seconds += time.perf_counter() - started
+        self.note(TARGET, "verify", started, rows=len(target_logits))
         return verdict
 
     def verify_ahead(self, target_logits: torch.Tensor, chain: Chain) -> Verdict:
@@ -439,6 +472,7 @@ class Session:
         path, token = self._judge.match(target_logits, guesses.tokens, guesses.parents, self.length)
         self._check_verdict(Verdict(len(path), token), len(guesses))
         self.stats.target_seconds += time.perf_counter() - started
+        self.note(TARGET, "verify", started, rows=len(target_logits))
         return path, token
 
     def _check_verdict(self, verdict: Verdict, length: int) -> None:
@@ -489,6 +523,10 @@ class Session:
         committed = Committed(
             [*chain.tokens[:accepted], *own], ["chain"] * accepted + [last] * len(own)
         )
+        if self.timeline is not None:
+            self.timeline.rounds.append(
+                Round(self.length, len(chain), accepted, len(committed.tokens), last)
+            )
         self.tokens += committed.tokens
         stats.committed += len(committed.tokens)
         return committed

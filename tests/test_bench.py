@@ -13,11 +13,11 @@ import pytest
 import torch
 from tiny_checkpoint import save_pair
 
+from specbranch.comparison.equality import TIE, judge
 from specbranch.testing.table_model import TableModel
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "bench"))
 import e2e
-from ties import TIE, judge
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCH = ROOT / "bench"

@@ -10,7 +10,7 @@ import pytest
 from specbranch.cli.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = ["docs/design.md", "docs/hrad.md", "docs/kernels.md", "docs/losslessness.md"]
+DOCS = [f"docs/{name}.md" for name in ("design", "hrad", "kernels", "losslessness", "planning")]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
 

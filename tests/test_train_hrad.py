@@ -14,9 +14,8 @@ from engine.featured import FeaturedTable
 from safetensors.torch import save_file
 from tiny_checkpoint import save_pair
 
-from specbranch import HRad, SamplingParams, demo_pair, demo_predictor
+from specbranch import HRad, SamplingParams, demo_pair, demo_predictor, progress
 from specbranch.cli import EXIT_ERROR, main
-from specbranch.hrad import progress
 from specbranch.hrad.collect import Collection, Examples, collect_request, concatenate, label_of
 from specbranch.hrad.evaluate import best_threshold, by_confidence, score
 from specbranch.hrad.fit import Fit, class_weights, folded, new_mlp, raw_features

@@ -1,4 +1,4 @@
-"""The command line: ``specbranch generate``, ``train-hrad`` and ``info``.
+"""The command line: ``specbranch generate``, ``bench``, ``plan``, ``train-hrad`` and ``info``.
 
 Nothing here imports torch before a command needs it, so ``--help`` and ``--version`` are quick.
 Text goes to stdout, everything else to stderr; an error is one line and exit code 2.
@@ -56,6 +56,14 @@ def _command(name: str) -> Callable[[Options], int]:
         from specbranch.cli.train_hrad import train_hrad
 
         return train_hrad
+    if name == "bench":
+        from specbranch.cli.bench import bench
+
+        return bench
+    if name == "plan":
+        from specbranch.cli.plan import plan
+
+        return plan
     from specbranch.cli.generate import generate
 
     return generate

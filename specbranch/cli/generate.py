@@ -70,7 +70,7 @@ def build_engine(options: Options) -> Engine:
     engine = dict(options.engine)
     try:
         if options.hrad is not None:
-            engine["predictor"] = predictor = _load_predictor(options.hrad, target)
+            engine["predictor"] = predictor = load_predictor(options.hrad, target)
             engine.setdefault("gamma", predictor.gamma)
         return Engine(target, draft, tokenizer=tokenizer, **engine)
     except (ValueError, TypeError) as error:
@@ -114,7 +114,8 @@ def _layer_skip(target: CausalLM, options: Options) -> CausalLM | None:
         raise UsageError(str(error).replace("num_layers", "--layer-skip", 1)) from error
 
 
-def _load_predictor(name: str, target: CausalLM) -> HRad:
+def load_predictor(name: str, target: CausalLM) -> HRad:
+    """The H-RAD predictor in a file, or the demo pair's."""
     from specbranch import HRad, demo_predictor
 
     try:

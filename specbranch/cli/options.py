@@ -12,12 +12,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
-POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram")
+if TYPE_CHECKING:
+    from specbranch.cli.bench_options import BenchOptions
+    from specbranch.cli.plan_options import PlanOptions
+
+POLICIES = (
+    "ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram", "auto",
+)  # fmt: skip
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")
@@ -65,6 +71,8 @@ class Options:
     work: Path | None = None
     threads: int | None = None
     training: TrainSettings = field(default_factory=TrainSettings)
+    bench: BenchOptions | None = None
+    plan: PlanOptions | None = None
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,13 +97,21 @@ class _Version(argparse.Action):
 
 def parse(argv: Sequence[str] | None = None) -> Options:
     """Parse and check ``argv``; raises UsageError with a message that names the flag."""
+    from specbranch.cli.bench_options import bench_options
+
     args = vars(_parser().parse_args(argv))
+    if args["command"] == "bench":
+        return bench_options(args, sys.argv[1:] if argv is None else argv)
     if args["command"] == "info":
         options = Options(**args)
-        _check_paths(options)
+        check_directories(options)
         return options
     if args["command"] == "train-hrad":
         return _train_options(args)
+    if args["command"] == "plan":
+        from specbranch.cli.plan_options import plan_options
+
+        return plan_options(args)
     engine = {name: value for name in ENGINE_FLAGS if (value := args.pop(name)) is not None}
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
@@ -122,13 +138,18 @@ def _train_options(args: dict[str, Any]) -> Options:
         raise UsageError(name_flags(str(error))) from error
     if (options.target is None) != (options.draft is None):
         raise UsageError("--target and --draft belong together: give both, or none (demo pair)")
-    _check_paths(options)
+    check_directories(options)
+    check_prompts(options)
+    return options
+
+
+def check_prompts(options: Options) -> None:
+    """Refuse ``--prompts`` that is neither a file nor the name of a set."""
     if options.prompts not in PROMPT_SETS and not Path(options.prompts).is_file():
         raise UsageError(
             f"--prompts was {options.prompts!r}; it must be a file or one of "
             f"{', '.join(PROMPT_SETS)}"
         )
-    return options
 
 
 def name_flags(message: str) -> str:
@@ -156,13 +177,10 @@ def _check_together(options: Options) -> None:
         raise UsageError("--system was given without --chat; only a chat has a system message")
     policy = options.engine.get("policy", "specbranch")
     _check_draft(options, policy)
-    _check_paths(options)
+    check_directories(options)
     if options.hrad is not None and policy != "specbranch":
         raise UsageError(f"--hrad was given with --policy {policy}; only specbranch asks H-RAD")
-    if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():
-        raise UsageError(
-            f"--hrad was {options.hrad!r}; it must be a file that train-hrad wrote, or {DEMO}"
-        )
+    check_hrad(options)
     if options.show and options.json:
         raise UsageError("--show and --json exclude each other; the JSON object has the origins")
 
@@ -191,7 +209,16 @@ def _check_draft(options: Options, policy: str) -> None:
             raise UsageError(f"{flag} was given with --policy {policy}, which has no draft")
 
 
-def _check_paths(options: Options) -> None:
+def check_hrad(options: Options) -> None:
+    """Refuse ``--hrad`` that is neither a file nor the demo's."""
+    if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():
+        raise UsageError(
+            f"--hrad was {options.hrad!r}; it must be a file that train-hrad wrote, or {DEMO}"
+        )
+
+
+def check_directories(options: Options) -> None:
+    """Refuse checkpoints that are neither directories nor GGUF files."""
     for flag, path in (("--target", options.target), ("--draft", options.draft)):
         if path is None or path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
             continue
@@ -209,6 +236,8 @@ def _parser() -> _Parser:
         default=argparse.SUPPRESS,
         help="print the version and exit",
     )
+    from specbranch.cli.bench_options import add_bench
+
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     generate = commands.add_parser(
         "generate",
@@ -216,7 +245,7 @@ def _parser() -> _Parser:
         description="Continue PROMPT. Without --target and --draft the demo pair is used.",
     )
     _add_prompt(generate)
-    _add_models(generate)
+    add_models(generate)
     _add_method(generate)
     _add_sampling(generate)
     _add_output(generate)
@@ -227,15 +256,18 @@ def _parser() -> _Parser:
         "target's hidden states how much of a draft holds. An interrupted run goes on when the "
         "same command is given again. Without --target and --draft: the demo pair.",
     )
-    _add_models(train)
+    add_models(train)
     _add_training(train)
+    from specbranch.cli.plan_options import add_plan
+
+    bench, plan = add_bench(commands), add_plan(commands)
     info = commands.add_parser(
         "info", help="print versions, backends, devices, build flags, and sizes of models"
     )
     info.add_argument("--target", type=Path, metavar="DIR", help="checkpoint to be described")
     info.add_argument("--draft", type=Path, metavar="DIR", help="another one")
     info.add_argument("--json", action="store_true", help="print one JSON object")
-    for command in (generate, train, info):
+    for command in (generate, train, bench, plan, info):
         command.add_argument(
             "-v", "--verbose", action="store_true", help="log diagnostics to stderr"
         )
@@ -251,7 +283,8 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message before it, with --chat")
 
 
-def _add_models(parser: argparse.ArgumentParser) -> None:
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """The flags that name the pair, its devices and its type."""
     group = parser.add_argument_group("models")
     group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint or .gguf, decoded")
     group.add_argument("--draft", type=Path, metavar="DIR", help="small one that guesses")

@@ -25,9 +25,9 @@ from safetensors.torch import load_file, save_file
 from ..lanes import Lanes
 from ..models.protocol import CausalLM
 from ..predictor import Keep
+from ..progress import Progress
 from ..sampling_params import SamplingParams
 from ..session import Chain, Session, Settings
-from .progress import Progress
 from .settings import TrainSettings
 
 REQUESTS_PER_FILE = 16

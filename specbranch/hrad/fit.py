@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..predictor import HIDDEN_WIDTHS, Keep
+from ..progress import Progress
 from .collect import Examples, write_safely
-from .progress import Progress
 from .settings import TrainSettings
 
 CHUNK = 4096

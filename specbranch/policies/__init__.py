@@ -13,6 +13,7 @@ from ..predictor import Predictor
 from ..session import Committed, Session, Settings
 from .adaedl import AdaEdl
 from .ar import Autoregressive
+from .auto import BOUNDS, Auto
 from .fanout import FanOut
 from .lookahead import Lookahead
 from .ngram import PromptLookup
@@ -41,6 +42,15 @@ class TreePolicy(Policy, Protocol):
         ...
 
 
+@runtime_checkable
+class LearningPolicy(Policy, Protocol):
+    """A policy that takes what it has learnt into the next request."""
+
+    def renew(self) -> Policy:
+        """The policy object of the next request."""
+        ...
+
+
 POLICIES: dict[str, Callable[[Predictor | None], Policy]] = {
     "ar": lambda predictor: Autoregressive(),
     "sps": lambda predictor: SpeculativeSampling(),
@@ -50,13 +60,19 @@ POLICIES: dict[str, Callable[[Predictor | None], Policy]] = {
     "lookahead": lambda predictor: Lookahead(),
     "ngram": lambda predictor: PromptLookup(),
     "fanout": lambda predictor: FanOut(),
+    "auto": Auto,
 }
+# Settings that are not Settings' own defaults.
+DEFAULTS: dict[str, dict[str, int]] = {"auto": BOUNDS}
 
 __all__ = [
+    "DEFAULTS",
     "POLICIES",
     "AdaEdl",
+    "Auto",
     "Autoregressive",
     "FanOut",
+    "LearningPolicy",
     "Lookahead",
     "Pearl",
     "Policy",

@@ -11,13 +11,15 @@ class SpecBranch:
 
     Args:
         predictor: H-RAD; None lets the draft's confidence decide alone.
+        stops_growing: whether growing ends where no branch is confident any more.
     """
 
     needs_draft = True
     overlaps = True
 
-    def __init__(self, predictor: Predictor | None = None) -> None:
+    def __init__(self, predictor: Predictor | None = None, *, stops_growing: bool = True) -> None:
         self.predictor = predictor
+        self._stops_growing = stops_growing and predictor is None
         self._chain: Chain | None = None  # None: the pipeline is empty
 
     def round(self, session: Session) -> Committed:
@@ -26,7 +28,7 @@ class SpecBranch:
         chain = self._chain
         if chain is None:
             chain = self._draft_stage(session)
-        stop_below = epsilon if self.predictor is None else 0.0
+        stop_below = epsilon if self._stops_growing else 0.0
         target_logits, branches = session.lanes.run(
             lambda: session.target_forward(chain),
             lambda: session.grow_branches(chain, stop_below=stop_below),
@@ -35,6 +37,18 @@ class SpecBranch:
         committed = session.commit(chain, verdict)
         self._chain = self._next_chain(session, branches, verdict, len(chain))
         return committed
+
+    @property
+    def has_chain(self) -> bool:
+        """Whether tokens are drafted for the next round already."""
+        return bool(self._chain)
+
+    def drop(self, session: Session) -> None:
+        """Forget the next round's chain: another policy goes on from the committed text."""
+        session.stats.pruned += len(self._chain or ())
+        # Not the last committed token either: what follows it must be asked for again.
+        session.draft.rollback(min(session.draft.length, session.length - 1))
+        self._chain = None
 
     def _draft_stage(self, session: Session) -> Chain:
         """After a rejection or a miss: draft alone (serial), or overlap at once with no chain."""

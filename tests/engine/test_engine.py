@@ -44,7 +44,8 @@ class Letters:
         return ""
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+# What "auto" does hangs on the clock; that its tokens do not where they must not: test_auto.py.
+@pytest.mark.parametrize("policy", [name for name in POLICIES if name != "auto"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_same_seed_same_output(policy: str, temperature: float) -> None:
     target, draft = _pair()

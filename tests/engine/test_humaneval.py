@@ -18,6 +18,7 @@ BASELINES = [
     {"policy": "fanout", "gamma": 4, "k_max": 4},
     {"policy": "lookahead", "gamma": 3, "k_max": 2, "window": 3},
     {"policy": "ngram", "gamma": 4},
+    {"policy": "auto"},
 ]
 SPECBRANCH = [
     (gamma, k_max, stage, verify)

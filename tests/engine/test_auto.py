@@ -1,0 +1,116 @@
+"""``policy="auto"``: an output that stays the target's own through every change of arm.
+
+Here the arms follow a script, so that no choice hangs on this machine's timing; what the tuner
+would choose is tested in tests/tuning.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from engine.lossless import Case, judge
+
+from specbranch import Engine, SamplingParams
+from specbranch.lanes import SerialLanes
+from specbranch.policies import Auto
+from specbranch.session import Branches, Chain, Session, Settings, Verdict
+from specbranch.testing.table_model import TableModel
+from specbranch.timeline import Timeline
+from specbranch.tuning import Arm, Tuner
+
+LEVEL, POWER = 1e-4, 1e-8  # as in test_lossless.py
+
+
+def follow_a_script(monkeypatch: pytest.MonkeyPatch, period: int = 2) -> set[Arm]:
+    """All arms, one after the other, ``period`` rounds each; returns those that ran."""
+    rounds, ran = itertools.count(), set()
+
+    def next_arm(self: Tuner, *, has_chain: bool = False) -> Arm:
+        arm = self.arms[next(rounds) // period * 7 % len(self.arms)]
+        ran.add(arm)
+        return arm
+
+    monkeypatch.setattr(Tuner, "next_arm", next_arm)
+    return ran
+
+
+@pytest.mark.parametrize("verify", ["rejection", "coupled"])
+def test_output_has_the_target_distribution(verify: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = follow_a_script(monkeypatch)
+    result = judge(Case("auto", verify, runs=2500))
+    assert result.p_value > LEVEL, result
+    assert {arm.policy for arm in ran} == {"ar", "sps", "specbranch"}
+
+
+def test_the_test_catches_an_arm_chosen_behind_a_rejection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Draft on or not, by a token behind the rejection: it will be drawn again."""
+    right, last = Session.verify, {}
+
+    def verify(
+        self: Session, logits: torch.Tensor, chain: Chain, branches: Branches | None = None
+    ) -> Verdict:
+        verdict = right(self, logits, chain, branches)
+        last["unjudged"] = chain.tokens[verdict.num_accepted + 1 :]
+        return verdict
+
+    def next_arm(self: Tuner, *, has_chain: bool = False) -> Arm:
+        unjudged = last.get("unjudged")
+        return Arm("ar") if unjudged and unjudged[0] < 2 else Arm("sps", 3)
+
+    monkeypatch.setattr(Session, "verify", verify)
+    monkeypatch.setattr(Tuner, "next_arm", next_arm)
+    result = judge(Case("auto", runs=2500))
+    assert result.p_value < POWER, result
+
+
+@pytest.mark.parametrize("period", [1, 5])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_coupled_gives_the_sequence_of_ar(
+    temperature: float, period: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran = follow_a_script(monkeypatch, period)
+    target = TableModel.random(11, seed=5, scale=1.5)
+    draft = TableModel(target.table + TableModel.random(11, seed=6).table)
+    plain = Engine(target, policy="ar", verify="coupled")
+    engine = Engine(target, draft, policy="auto", verify="coupled")
+    for seed in range(8):
+        params = SamplingParams(max_new_tokens=150, temperature=temperature, seed=seed)
+        wanted = plain.generate([0, 1], params)
+        given = engine.generate([0, 1], params)
+        assert given.tokens == wanted.tokens
+        stats = given.stats
+        assert stats.drafted >= stats.accepted + stats.rolled_back + stats.pruned
+    assert len(ran) > 40
+
+
+def test_what_it_learns_serves_the_next_request() -> None:
+    target, draft = (TableModel.random(8, seed=seed) for seed in (1, 2))
+    engine = Engine(target, draft, policy="auto", lanes=SerialLanes(1))
+    params = SamplingParams(max_new_tokens=60, temperature=1.0)
+    engine.generate([1, 2], params)
+    method = engine._method
+    assert isinstance(method, Auto) and method.tuner is not None
+    tuner = method.tuner
+    before = sum(tuner._rounds.values())
+    engine.generate([1, 2], params)
+    assert engine._method is not method and engine._method.tuner is tuner
+    assert sum(tuner._rounds.values()) > before
+
+
+def test_arms_stay_within_the_settings() -> None:
+    arms = Tuner(Settings(gamma=5, k_max=3), parallel=True).arms
+    assert {arm.gamma for arm in arms} == {0, 1, 2, 3, 4, 5}
+    assert {arm.k_max for arm in arms} == {0, 1, 2, 3}
+    assert Arm("ar") in arms and len(set(arms)) == len(arms)
+
+
+def test_the_callers_timeline_is_filled_too() -> None:
+    target, draft = (TableModel.random(8, seed=seed) for seed in (1, 2))
+    engine, timeline = Engine(target, draft, policy="auto"), Timeline()
+    stats = engine.generate([1, 2], SamplingParams(max_new_tokens=50), timeline=timeline).stats
+    assert len(timeline.rounds) == stats.rounds
+    assert {span.round for span in timeline.spans} == set(range(stats.rounds))

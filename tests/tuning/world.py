@@ -1,0 +1,102 @@
+"""A made-up machine and pair: rounds of any arm, with times and outcomes of a simple known law."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from specbranch.session import Settings
+from specbranch.tuning import Arm, Observation, Tuner
+
+Noise = Callable[[], float]
+
+
+@dataclass
+class World:
+    """Acceptance is i.i.d. ``alpha``; a branch point is hit with ``hit ** (1 / k)``.
+
+    ``slope``: what a further row costs, as a share of a target forward. Times in draft forwards.
+    """
+
+    alpha: float
+    speed_ratio: float
+    hit: float = 0.6
+    slope: float = 0.0
+    parallel: bool = True
+    jitter: float = 0.0
+    seed: int = 0
+    now: float = 0.0
+    chain: int = -1  # drafted for the next round; -1: the pipeline is empty
+    rng: np.random.Generator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+
+    def forward(self, rows: int) -> float:
+        """A target forward."""
+        return self.speed_ratio * (1.0 + self.slope * (rows - 1)) * self._noise()
+
+    def round(self, arm: Arm) -> Observation:
+        """One round; the clock moves on."""
+        chain, steps = 0, 0
+        if arm.gamma and not arm.k_max:
+            chain = steps = arm.gamma
+        elif arm.k_max:
+            fresh = self.chain < 0
+            chain = self.chain if not fresh else arm.gamma * (arm.draft_stage == "serial")
+            steps = chain if fresh else 0
+        forward, step = self.forward(chain + 1), self._noise()
+        growth = (1 + arm.gamma) * step if arm.k_max else 0.0
+        accepted = 0
+        while accepted < chain and self.rng.random() < self.alpha:
+            accepted += 1
+        hit = None
+        if arm.k_max and accepted == chain:
+            hit = bool(self.rng.random() < self.hit ** (1 / arm.k_max))
+        self.chain = arm.gamma if hit else -1
+        both = max(forward, growth) if self.parallel else forward + growth
+        seconds = both + steps * step
+        self.now += seconds
+        return Observation(
+            seconds=seconds,
+            num_drafted=chain,
+            num_accepted=accepted,
+            num_committed=accepted + 1,
+            forward=forward,
+            chain_step=step if steps else None,
+            num_chain_steps=steps,
+            branch_step=step if arm.k_max else None,
+            num_branch_steps=arm.gamma if arm.k_max else 0,
+            read=step if arm.k_max else None,
+            hit=hit,
+        )
+
+    def _noise(self) -> float:
+        return float(np.exp(self.jitter * self.rng.standard_normal())) if self.jitter else 1.0
+
+
+def fixed_speed(world: World, arm: Arm, tokens: int = 20000) -> float:
+    """Tokens a unit of time of one arm alone."""
+    made, started, world.chain = 0, world.now, -1
+    while made < tokens:
+        made += world.round(arm).num_committed
+    return made / (world.now - started)
+
+
+def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, Tuner]:
+    """Tokens a unit of time with a tuner that knows nothing at first."""
+    tuner = Tuner(settings, parallel=world.parallel, clock=lambda: world.now)
+    made, started, last = 0, world.now, None
+    while made < tokens:
+        arm = tuner.next_arm(has_chain=world.chain > 0)
+        if arm != last:
+            world.chain, last = -1, arm
+        curious = tuner.is_curious
+        seen = world.round(arm)
+        if curious:
+            tuner.observe(arm, seen)
+        tuner.count(seen.num_committed, seen.seconds)
+        made += seen.num_committed
+    return made / (world.now - started), tuner
