@@ -9,6 +9,7 @@ from ._version import __version__
 if TYPE_CHECKING:
     from .engine import Engine, Event, GenerationResult
     from .models import CausalLM, load_model
+    from .models.layer_skip import layer_skip
     from .pair import demo_pair, demo_predictor
     from .predictor import HRad
     from .sampling_params import SamplingParams
@@ -26,6 +27,7 @@ _HOMES = {
     "Tokenizer": "tokenizer",
     "demo_pair": "pair",
     "demo_predictor": "pair",
+    "layer_skip": "models.layer_skip",
     "load_model": "models",
     "load_tokenizer": "tokenizer",
 }
@@ -42,6 +44,7 @@ __all__ = [
     "__version__",
     "demo_pair",
     "demo_predictor",
+    "layer_skip",
     "load_model",
     "load_tokenizer",
 ]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar
 
 from . import ops
+from .chat import Message
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
 from .policies import DEFAULTS, POLICIES, LearningPolicy, Policy, TreePolicy
@@ -23,6 +24,7 @@ from .timeline import Timeline
 from .tokenizer import Tokenizer
 
 Done = TypeVar("Done")
+Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ class Engine:
 
     def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         timeline: Timeline | None = None,
@@ -247,7 +249,8 @@ class Engine:
         """Generate to the end.
 
         Args:
-            prompt: text (needs a tokenizer) or token ids, at least one.
+            prompt: text (needs a tokenizer); token ids, at least one; or the messages of a chat,
+                dicts with ``role`` and ``content`` (needs a tokenizer with a chat template).
             params: defaults to ``SamplingParams()``.
             timeline: is filled with what the two lanes do; not for rounds on the device.
 
@@ -262,7 +265,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         timeline: Timeline | None = None,
@@ -276,7 +279,7 @@ class Engine:
 
     def events(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         timeline: Timeline | None = None,
@@ -324,7 +327,7 @@ class Engine:
     # ------------------------------------------------------------------ opening a request
     def _open(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams | None,
         timeline: Timeline | None,
     ) -> _Request:
@@ -361,11 +364,15 @@ class Engine:
         stream = TextStream(self.tokenizer, params.stop)
         return _Request(session, stream, eos, self.tokenizer is not None, started, runner)
 
-    def _prompt_tokens(self, prompt: str | Sequence[int]) -> list[int]:
+    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError("prompt was text; an engine without a tokenizer takes token ids")
             tokens = self.tokenizer.encode(prompt)
+        elif _is_chat(prompt):
+            if self.tokenizer is None:
+                raise ValueError("prompt was messages; an engine without a tokenizer takes ids")
+            tokens = self.tokenizer.apply_chat_template(prompt)
         else:
             tokens = _token_ids(prompt)
         if not tokens:
@@ -391,10 +398,17 @@ def _ids(events: Generator[Event, None, None]) -> Generator[list[int], None, Non
                 yield event.tokens
 
 
-def _token_ids(prompt: Sequence[int]) -> list[int]:
+def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:
+    listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
+    return listed and len(prompt) > 0 and isinstance(prompt[0], Mapping)
+
+
+def _token_ids(prompt: Sequence[int] | Sequence[Message]) -> list[int]:
     values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
     if not isinstance(values, Sequence) or isinstance(values, bytes):
-        raise TypeError(f"prompt was {type(prompt).__name__}; it must be text or token ids")
+        raise TypeError(
+            f"prompt was {type(prompt).__name__}; it must be text, token ids or messages"
+        )
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"prompt contained {value!r}; it must be text or integer token ids")

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
+
+from .chat import ChatTemplate, Message
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 class Tokenizer:
-    """A ``tokenizer.json``.
+    """A tokenizer and, where the checkpoint brings one, its chat template.
 
     Args:
         backend: the tokenizer of the ``tokenizers`` library.
         eos_token_ids: tokens that end a text.
+        chat_template: Jinja source of the text that messages become; None: there is none.
+        special_tokens: text of special tokens by name (``bos_token``), for the template.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos_token_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        eos_token_ids: Sequence[int] = (),
+        *,
+        chat_template: str | None = None,
+        special_tokens: Mapping[str, str] | None = None,
+    ) -> None:
         self.backend = backend
         self.eos_token_ids = tuple(eos_token_ids)
+        self.chat_template = chat_template
+        self._chat = None
+        if chat_template is not None:
+            self._chat = ChatTemplate(chat_template, special_tokens or {})
         # SentencePiece spells what it has no token for as bytes, one token each.
         self.byte_tokens = frozenset(
             idx for token, idx in backend.get_vocab().items() if BYTE_TOKEN.fullmatch(token)
@@ -47,6 +63,29 @@ class Tokenizer:
         if not isinstance(text, str):
             raise TypeError(f"text was {type(text).__name__}; it must be a string")
         return list(self.backend.encode(text).ids)
+
+    def apply_chat_template(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Token ids of a conversation.
+
+        Special tokens are those that the template writes, no other: none is put in front. As in
+        transformers, the text of a special token within a message becomes that token, too.
+
+        Args:
+            messages: dicts with ``role`` and ``content``, both strings.
+            add_generation_prompt: end with what opens the answer.
+
+        Raises:
+            TypeError, ValueError: no template, bad messages, or messages the template refuses.
+            ModuleNotFoundError: the package ``jinja2`` is not installed.
+        """
+        if self._chat is None:
+            raise ValueError(
+                "messages were given; the tokenizer has no chat template to write them"
+            )
+        text = self._chat.render(messages, add_generation_prompt=add_generation_prompt)
+        return list(self.backend.encode(text, add_special_tokens=False).ids)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of ``tokens``, without special tokens."""
@@ -95,13 +134,20 @@ class StreamDecoder:
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Load ``tokenizer.json`` from a checkpoint directory (or the file itself).
+    """Load ``tokenizer.json`` from a checkpoint directory (or the file itself), or a GGUF file's.
+
+    The chat template is that of ``chat_template.jinja`` or ``tokenizer_config.json`` beside it.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and what it must be.
+        ModuleNotFoundError: a GGUF file, and no package ``gguf``.
     """
     path = Path(folder)
-    if path.is_dir():
+    if path.is_dir() and (path / "tokenizer.json").is_file():
+        path = path / "tokenizer.json"
+    elif (file := _find_gguf(path)) is not None:
+        return _from_gguf(file)
+    elif path.is_dir():
         path = path / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; a checkpoint directory has one")
@@ -109,19 +155,83 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"{path} is not a tokenizer.json: {error}") from error
-    return Tokenizer(backend, _eos_token_ids(path.parent))
+    settings = _read_object(path.parent / "tokenizer_config.json")
+    return Tokenizer(
+        backend,
+        _eos_token_ids(path.parent),
+        chat_template=_chat_template(path.parent, settings),
+        special_tokens=_special_tokens(settings),
+    )
+
+
+def _find_gguf(path: Path) -> Path | None:
+    from .models.gguf import find_gguf
+
+    return find_gguf(path)
+
+
+def _from_gguf(path: Path) -> Tokenizer:
+    from .gguf_tokenizer import build_backend, special_tokens
+    from .models.gguf import GgufFile
+
+    file = GgufFile(path)
+    template = file.value("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise ValueError(f"{path}: tokenizer.chat_template was {template!r:.40}; it must be text")
+    return Tokenizer(
+        build_backend(file),
+        file.eos_token_ids(),
+        chat_template=template,
+        special_tokens=special_tokens(file),
+    )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, empty where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"it held a {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} could not be read as a JSON object: {error}") from error
+    return found
+
+
+def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The file's, or else that of tokenizer_config.json; of several the one named default."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"{path} could not be read as text: {error}") from error
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    if found is not None and not isinstance(found, str):
+        raise ValueError(
+            f"{folder / 'tokenizer_config.json'}: chat_template was {found!r:.40}; it must be text"
+        )
+    return found
+
+
+def _special_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Such as ``bos_token``: text, or an object that holds it as content."""
+    found = {}
+    for name, value in settings.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if name.endswith("_token") and isinstance(text, str):
+            found[name] = text
+    return found
 
 
 def _eos_token_ids(folder: Path) -> tuple[int, ...]:
     """``eos_token_id`` of generation_config.json or else config.json; empty where neither says."""
     for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            found = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} could not be read as a JSON object: {error}") from error
+        found = _read_object(folder / name).get("eos_token_id")
         if found is not None:
             return tuple(found) if isinstance(found, list) else (found,)
     return ()

@@ -12,7 +12,7 @@ from specbranch.cli.show import Colourer, legend
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from specbranch.engine import Engine, GenerationResult
+    from specbranch.engine import Engine, GenerationResult, Prompt
     from specbranch.models import CausalLM
     from specbranch.predictor import HRad
     from specbranch.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ INTERRUPTED = 130
 
 def generate(options: Options) -> int:
     """Run the command; the return value is the exit code."""
-    prompt = read_prompt(options)
+    prompt = as_prompt(read_prompt(options), options)
     engine = build_engine(options)
     code = 0
     try:
@@ -56,6 +56,14 @@ def read_prompt(options: Options) -> str:
         raise UsageError(f"{name} cannot be read: {error.strerror or error}") from error
 
 
+def as_prompt(text: str, options: Options) -> Prompt:
+    """The text itself, or with ``--chat`` the messages it is part of."""
+    if not options.chat:
+        return text
+    system = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return [*system, {"role": "user", "content": text}]
+
+
 def build_engine(options: Options) -> Engine:
     """Load the models that the options name and put the engine over them."""
     from specbranch import Engine
@@ -85,10 +93,11 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
 
     dtype, device = options.dtype, options.device
     if options.target is None:
-        return demo_pair(dtype=dtype, device=device, draft_device=options.draft_device)
+        pair = demo_pair(dtype=dtype, device=device, draft_device=options.draft_device)
+        return pair[0], _layer_skip(pair[0], options) or pair[1], pair[2]
     target = load_model(options.target, dtype=dtype, device=device)
     tokenizer = load_tokenizer(options.target)
-    draft: CausalLM | None = None
+    draft: CausalLM | None = _layer_skip(target, options)
     if options.draft is not None:
         draft = load_model(options.draft, dtype=dtype, device=options.draft_device or device)
         draft = _for_target(draft, target, options.draft, tokenizer)
@@ -99,9 +108,10 @@ def _for_target(draft: CausalLM, target: CausalLM, folder: Path, tokenizer: Toke
     """The draft with the target's vocabulary; refused where its tokens are others."""
     from specbranch import load_tokenizer
     from specbranch.models import match_vocabulary
+    from specbranch.models.gguf import find_gguf
     from specbranch.tokenizer import check_same_tokenizer
 
-    if (folder / "tokenizer.json").is_file():
+    if find_gguf(folder) is not None or (folder / "tokenizer.json").is_file():
         check_same_tokenizer(tokenizer, load_tokenizer(folder))
     elif draft.vocab_size != target.vocab_size:
         raise ValueError(
@@ -109,6 +119,23 @@ def _for_target(draft: CausalLM, target: CausalLM, folder: Path, tokenizer: Toke
             f"is the target's it could have another number than the target's {target.vocab_size}"
         )
     return match_vocabulary(draft, target.vocab_size)
+
+
+def _layer_skip(target: CausalLM, options: Options) -> CausalLM | None:
+    """The draft of ``--layer-skip``, None without the flag."""
+    from specbranch import layer_skip
+    from specbranch.models import LlamaModel
+
+    if options.layer_skip is None:
+        return None
+    if not isinstance(target, LlamaModel):
+        raise UsageError(
+            "--layer-skip needs a target that runs natively; this one runs by way of transformers"
+        )
+    try:
+        return layer_skip(target, options.layer_skip)
+    except ValueError as error:
+        raise UsageError(str(error).replace("num_layers", "--layer-skip", 1)) from error
 
 
 def load_predictor(name: str, target: CausalLM) -> HRad:
@@ -130,7 +157,7 @@ def _check_devices(options: Options) -> None:
         resolve_device(options.draft_device, "draft_device")
 
 
-def _stream(engine: Engine, prompt: str, options: Options) -> None:
+def _stream(engine: Engine, prompt: Prompt, options: Options) -> None:
     """Write text as it is committed, flushed per piece."""
     colourer = None
     if options.show and engine.tokenizer is not None:
@@ -153,7 +180,7 @@ def _stream(engine: Engine, prompt: str, options: Options) -> None:
             sys.stdout.write("\n")
 
 
-def _run_quietly(engine: Engine, prompt: str, options: Options) -> None:
+def _run_quietly(engine: Engine, prompt: Prompt, options: Options) -> None:
     events = engine.events(prompt, options.sampling)
     try:
         for _ in events:

@@ -1,10 +1,11 @@
-"""``specbranch info``: what a bug report must say about an installation."""
+"""``specbranch info``: what a bug report must say about an installation, and what models need."""
 
 from __future__ import annotations
 
 import json
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 from specbranch.cli.options import Options
@@ -13,6 +14,10 @@ from specbranch.cli.options import Options
 def info(options: Options) -> int:
     """Run the command; the return value is the exit code."""
     found = collect()
+    named = {"target": options.target, "draft": options.draft}
+    models = {role: describe(path) for role, path in named.items() if path is not None}
+    if models:
+        found["models"] = models
     if options.json:
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
@@ -40,6 +45,35 @@ def collect() -> dict[str, Any]:
     }
 
 
+def describe(path: Path) -> dict[str, Any]:
+    """Sizes of a checkpoint, from its config alone; the weights are not loaded."""
+    import torch
+
+    from specbranch.models import load_config
+
+    config = load_config(path)
+    dtypes = dict.fromkeys(("float32", str(config.stored_dtype).removeprefix("torch.")))
+    return {
+        "path": str(path),
+        "family": config.family,
+        "parameters": config.num_parameters,
+        "weight_bytes": _weight_bytes(path),
+        "max_seq_len": config.max_seq_len,
+        "cache_bytes": {
+            name: config.cache_bytes(config.max_seq_len, getattr(torch, name)) for name in dtypes
+        },
+    }
+
+
+def _weight_bytes(path: Path) -> int:
+    """Of the files that hold the weights."""
+    from specbranch.models.gguf import find_gguf
+
+    single = find_gguf(path)
+    files = [single] if single is not None else sorted(path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in files)
+
+
 def _devices() -> list[str]:
     import torch
 
@@ -61,4 +95,28 @@ def _lines(found: dict[str, Any]) -> list[str]:
         f"{'build':<12}{name}: {'none' if value == '' else value}"
         for name, value in found["build"].items()
     ]
+    for role, model in found.get("models", {}).items():
+        lines += [f"{role:<12}{line}" for line in _model_lines(model)]
     return lines
+
+
+def _model_lines(model: dict[str, Any]) -> list[str]:
+    caches = [
+        f"cache: {_size(size)} in {dtype} for {model['max_seq_len']:,} tokens"
+        for dtype, size in model["cache_bytes"].items()
+    ]
+    return [
+        f"{model['path']}: {model['family']}, {model['parameters']:,} parameters",
+        f"weights: {_size(model['weight_bytes'])} in files",
+        *caches,
+    ]
+
+
+def _size(count: int) -> str:
+    """Bytes with three digits, in powers of 1000."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:,.3g} GB"

@@ -53,8 +53,11 @@ class Options:
     verbose: bool = False
     prompt: str | None = None
     file: Path | None = None
+    chat: bool = False
+    system: str | None = None
     target: Path | None = None
     draft: Path | None = None
+    layer_skip: int | None = None
     device: str = "cpu"
     draft_device: str | None = None
     dtype: str = "auto"
@@ -100,7 +103,9 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     if args["command"] == "bench":
         return bench_options(args, sys.argv[1:] if argv is None else argv)
     if args["command"] == "info":
-        return Options(**args)
+        options = Options(**args)
+        check_directories(options)
+        return options
     if args["command"] == "train-hrad":
         return _train_options(args)
     if args["command"] == "plan":
@@ -111,6 +116,8 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
         _check_engine(engine)
+        if args["layer_skip"] is not None:
+            check_int("--layer-skip", args["layer_skip"], 1)
         options = Options(**args, engine=engine, sampling=SamplingParams(**sampling))
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
@@ -166,19 +173,40 @@ def _check_together(options: Options) -> None:
     """Flags that exclude or need each other."""
     if (options.prompt is None) == (options.file is None):
         raise UsageError("give either PROMPT or --file F, and not both")
-    if options.draft is not None and options.target is None:
-        raise UsageError("--draft was given without --target; it needs the model it drafts for")
+    if options.system is not None and not options.chat:
+        raise UsageError("--system was given without --chat; only a chat has a system message")
     policy = options.engine.get("policy", "specbranch")
-    if options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
-        raise UsageError(f"--policy {policy} needs a draft model: give --draft DIR or --policy ar")
-    if options.draft_device is not None and policy in WITHOUT_DRAFT:
-        raise UsageError(f"--draft-device was given with --policy {policy}, which has no draft")
+    _check_draft(options, policy)
     check_directories(options)
     if options.hrad is not None and policy != "specbranch":
         raise UsageError(f"--hrad was given with --policy {policy}; only specbranch asks H-RAD")
     check_hrad(options)
     if options.show and options.json:
         raise UsageError("--show and --json exclude each other; the JSON object has the origins")
+
+
+def _check_draft(options: Options, policy: str) -> None:
+    """What the draft is, and whether the policy asks for one."""
+    if options.draft is not None and options.target is None:
+        raise UsageError("--draft was given without --target; it needs the model it drafts for")
+    if options.layer_skip is not None:
+        if options.draft is not None:
+            raise UsageError("--layer-skip and --draft exclude each other; both name the draft")
+        if options.draft_device is not None:
+            raise UsageError(
+                "--draft-device was given with --layer-skip, which shares the target's"
+            )
+    elif options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
+        raise UsageError(
+            f"--policy {policy} needs a draft model: give --draft DIR, --layer-skip N or "
+            "--policy ar"
+        )
+    for flag, given in (
+        ("--draft-device", options.draft_device),
+        ("--layer-skip", options.layer_skip),
+    ):
+        if given is not None and policy in WITHOUT_DRAFT:
+            raise UsageError(f"{flag} was given with --policy {policy}, which has no draft")
 
 
 def check_hrad(options: Options) -> None:
@@ -190,10 +218,13 @@ def check_hrad(options: Options) -> None:
 
 
 def check_directories(options: Options) -> None:
-    """Refuse checkpoints that are no directories."""
-    for flag, directory in (("--target", options.target), ("--draft", options.draft)):
-        if directory is not None and not directory.is_dir():
-            raise UsageError(f"{flag} was {str(directory)!r}; it must be a checkpoint directory")
+    """Refuse checkpoints that are neither directories nor GGUF files."""
+    for flag, path in (("--target", options.target), ("--draft", options.draft)):
+        if path is None or path.is_dir() or (path.is_file() and path.suffix.lower() == ".gguf"):
+            continue
+        raise UsageError(
+            f"{flag} was {str(path)!r}; it must be a checkpoint directory or a .gguf file"
+        )
 
 
 def _parser() -> _Parser:
@@ -230,7 +261,11 @@ def _parser() -> _Parser:
     from specbranch.cli.plan_options import add_plan
 
     bench, plan = add_bench(commands), add_plan(commands)
-    info = commands.add_parser("info", help="print versions, backends, devices and build flags")
+    info = commands.add_parser(
+        "info", help="print versions, backends, devices, build flags, and sizes of models"
+    )
+    info.add_argument("--target", type=Path, metavar="DIR", help="checkpoint to be described")
+    info.add_argument("--draft", type=Path, metavar="DIR", help="another one")
     info.add_argument("--json", action="store_true", help="print one JSON object")
     for command in (generate, train, bench, plan, info):
         command.add_argument(
@@ -242,13 +277,17 @@ def _parser() -> _Parser:
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")
     parser.add_argument("--file", type=Path, metavar="F", help="read the prompt from a file")
+    parser.add_argument(
+        "--chat", action="store_true", help="the prompt is a message: use the chat template"
+    )
+    parser.add_argument("--system", metavar="TEXT", help="system message before it, with --chat")
 
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """The flags that name the pair, its devices and its type."""
     group = parser.add_argument_group("models")
-    group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint that is decoded")
-    group.add_argument("--draft", type=Path, metavar="DIR", help="small checkpoint that guesses")
+    group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint or .gguf, decoded")
+    group.add_argument("--draft", type=Path, metavar="DIR", help="small one that guesses")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
     group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
@@ -260,6 +299,9 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         help=f"default specbranch; {', '.join(WITHOUT_DRAFT)} need no draft model",
+    )
+    group.add_argument(
+        "--layer-skip", type=int, metavar="N", help="draft with the target's first N layers"
     )
     group.add_argument("--gamma", type=int, metavar="N", help="draft length")
     group.add_argument("--k-max", type=int, metavar="N", help="most branches at a branch point")

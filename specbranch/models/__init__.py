@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from .hf import HFModel
 from .llama import LlamaModel
-from .loader import load_model, model_from_tensors
+from .loader import load_config, load_model, model_from_tensors
 from .padded import match_vocabulary
 from .protocol import CausalLM, DecoderState, ForwardOutput
 
@@ -17,6 +17,7 @@ __all__ = [
     "ForwardOutput",
     "HFModel",
     "LlamaModel",
+    "load_config",
     "load_model",
     "match_vocabulary",
     "model_from_tensors",

@@ -27,11 +27,12 @@ class RopeConfig:
     """Rotary embedding: base frequency and how it is stretched."""
 
     theta: float
-    kind: str = "default"  # default, linear or llama3
+    kind: str = "default"  # default, linear, llama3 or factors
     factor: float = 1.0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position: int = 8192
+    factors: tuple[float, ...] = ()  # one a pair, for kind "factors"
 
     def frequencies(self, head_dim: int) -> torch.Tensor:
         """Angle per position of each pair, ``[head_dim / 2]`` float32."""
@@ -41,6 +42,8 @@ class RopeConfig:
             return frequencies / self.factor
         if self.kind == "llama3":
             return self._llama3(frequencies)
+        if self.kind == "factors":
+            return frequencies / torch.tensor(self.factors, dtype=torch.float32)
         return frequencies
 
     def _llama3(self, frequencies: torch.Tensor) -> torch.Tensor:
@@ -74,6 +77,21 @@ class LlamaConfig:
     eos_token_ids: tuple[int, ...]
     stored_dtype: torch.dtype
 
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model; a tied head counts once."""
+        hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
+        queries, joint = self.num_heads * dim, (self.num_heads + 2 * self.num_kv_heads) * dim
+        layer = 2 * hidden + joint * hidden + queries * hidden + 3 * hidden * inner
+        layer += joint * self.qkv_bias + hidden * self.o_bias + 2 * dim * self.qk_norm
+        layer += (2 * inner + hidden) * self.mlp_bias
+        tables = (1 if self.tied else 2) * self.vocab_size * hidden
+        return tables + self.num_layers * layer + hidden
+
+    def cache_bytes(self, slots: int, dtype: torch.dtype) -> int:
+        """Of a slot cache with room for ``slots`` tokens."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * slots * dtype.itemsize
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, or an error that names the file."""
@@ -106,25 +124,27 @@ def read_config(folder: Path) -> LlamaConfig:
         )
     family = ARCHITECTURES[names[0]]
     _refuse(path, raw, family)
-    heads = _size(path, raw, "num_attention_heads")
-    hidden = _size(path, raw, "hidden_size")
-    kv_heads = _size(path, {"num_key_value_heads": heads, **_present(raw)}, "num_key_value_heads")
+    heads = read_size(path, raw, "num_attention_heads")
+    hidden = read_size(path, raw, "hidden_size")
+    kv_heads = read_size(
+        path, {"num_key_value_heads": heads, **_present(raw)}, "num_key_value_heads"
+    )
     if heads % kv_heads:
         raise ValueError(f"{path}: num_key_value_heads {kv_heads} must divide {heads} heads")
-    head_dim = _size(path, {"head_dim": hidden // heads, **_present(raw)}, "head_dim")
+    head_dim = read_size(path, {"head_dim": hidden // heads, **_present(raw)}, "head_dim")
     if head_dim % 2:
         raise ValueError(f"{path}: head_dim was {head_dim}; rotary embeddings need an even one")
     bias = bool(raw.get("attention_bias", False))
     return LlamaConfig(
         family=family,
-        vocab_size=_size(path, raw, "vocab_size"),
+        vocab_size=read_size(path, raw, "vocab_size"),
         hidden_size=hidden,
-        intermediate_size=_size(path, raw, "intermediate_size"),
-        num_layers=_size(path, raw, "num_hidden_layers"),
+        intermediate_size=read_size(path, raw, "intermediate_size"),
+        num_layers=read_size(path, raw, "num_hidden_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
-        max_seq_len=_size(path, raw, "max_position_embeddings"),
+        max_seq_len=read_size(path, raw, "max_position_embeddings"),
         norm_eps=_norm_eps(path, raw),
         rope=_rope(path, raw),
         tied=bool(raw.get("tie_word_embeddings", False)),
@@ -142,7 +162,8 @@ def _present(raw: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in raw.items() if value is not None}
 
 
-def _size(path: Path, raw: dict[str, Any], key: str) -> int:
+def read_size(path: Path, raw: dict[str, Any], key: str) -> int:
+    """A positive integer of ``raw``, or an error that names the file and the key."""
     value = raw.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{path}: {key} was {value!r}; it must be a positive integer")

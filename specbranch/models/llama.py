@@ -93,6 +93,7 @@ class LlamaModel:
     ) -> None:
         self.config = config
         self.embedding, self.head, self.backend = embedding, head, backend
+        self.layers, self.final_norm = layers, final_norm
         self.vocab_size = config.vocab_size
         self.max_seq_len = config.max_seq_len
         self.device, self.dtype = embedding.device, embedding.dtype

@@ -1,4 +1,4 @@
-"""Checkpoint directories in Hugging Face format: config.json, safetensors, sharded or not.
+"""Checkpoints: directories in Hugging Face format (config.json, safetensors), and GGUF files.
 
 ``model_from_tensors`` is the same without files, for weights that are made rather than read.
 """
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from .. import ops
 from ..devices import resolve_device
 from .config import LlamaConfig, NotNativeError, read_config, read_json, stored_dtype
+from .gguf import GgufFile, find_gguf
 from .linear import Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
 
@@ -39,26 +40,33 @@ def load_model(
     device: str | torch.device = "cpu",
     backend: ops.Backend | None = None,
 ) -> LlamaModel | HFModel:
-    """Load a checkpoint directory: natively the Llama family, by way of transformers others.
+    """Load a checkpoint: natively the Llama family, by way of transformers others.
 
     The model's ``implementation`` says which it was, ``"native"`` or ``"transformers"``.
 
     Args:
-        folder: holds config.json and model.safetensors (or its sharded index).
+        folder: holds config.json and model.safetensors (or its sharded index), or else one .gguf
+            file; or that file itself. Needs the package ``gguf`` then.
         dtype: ``"float32"``, ``"bfloat16"``, ``"float16"``, a torch dtype, or ``"auto"``: float32
-            on a CPU, the stored one elsewhere.
+            on a CPU, the stored one elsewhere (bfloat16 for what is stored quantised).
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         backend: which kernels to use, by default those of the device. ``"simt"`` runs the code path
             of a CUDA device on a CPU, its kernels emulated: for tests, slow.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, field or tensor, and what was expected.
-        ModuleNotFoundError: the model needs transformers, which is not installed.
+        ModuleNotFoundError: the model needs transformers, or a GGUF file the package ``gguf``,
+            and it is not installed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a directory; it must be a checkpoint directory")
+    file = find_gguf(folder)
     where = resolve_device(device)
+    if file is not None:
+        opened = GgufFile(file)
+        wanted = _resolve_dtype(dtype, opened.config.stored_dtype, where)
+        logger.info("%s: native, %s", file, opened.config.family)
+        return _build(opened.config, _Gguf(opened, wanted, where), backend)
+    _check_folder(folder)
     try:
         config = read_config(folder)
     except NotNativeError as reason:
@@ -66,6 +74,23 @@ def load_model(
     wanted = _resolve_dtype(dtype, config.stored_dtype, where)
     logger.info("%s: native, %s", folder, config.family)
     return _build(config, _Folder(folder, wanted, where), backend)
+
+
+def load_config(folder: str | Path) -> LlamaConfig:
+    """Sizes and switches of a native checkpoint, without its weights; errors as ``load_model``."""
+    folder = Path(folder)
+    file = find_gguf(folder)
+    if file is not None:
+        return GgufFile(file).config
+    _check_folder(folder)
+    return read_config(folder)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{folder} is not a directory; it must be a checkpoint directory or a .gguf file"
+        )
 
 
 def _load_with_transformers(
@@ -141,18 +166,21 @@ class _Tensors(ABC):
     def fetch(self, name: str) -> torch.Tensor:
         """The tensor as it is kept."""
 
+    def label(self, name: str) -> str:
+        """What a message calls the tensor."""
+        return name
+
     def __call__(self, name: str, *shape: int) -> torch.Tensor:
         """Tensor ``name`` in the wanted dtype; its shape must be ``shape``."""
+        what = f"{self.origin}: tensor {self.label(name)}"
         if name not in self.names():
-            raise ValueError(f"{self.origin}: tensor {name} is missing; it must be {list(shape)}")
+            raise ValueError(f"{what} is missing; it must be {list(shape)}")
         self._used.add(name)
         tensor = self.fetch(name)
         if tuple(tensor.shape) != shape:
-            raise ValueError(
-                f"{self.origin}: tensor {name} was {list(tensor.shape)}; it must be {list(shape)}"
-            )
+            raise ValueError(f"{what} was {list(tensor.shape)}; it must be {list(shape)}")
         if tensor.dtype not in DTYPES.values():
-            raise ValueError(f"{self.origin}: tensor {name} was {tensor.dtype}; it must be a float")
+            raise ValueError(f"{what} was {tensor.dtype}; it must be a float")
         return tensor.to(self.device, self.dtype).contiguous()
 
     def check_all_used(self, config: LlamaConfig) -> None:
@@ -166,7 +194,7 @@ class _Tensors(ABC):
         if left:
             raise ValueError(
                 f"{self.origin}: {len(left)} tensors are not part of {config.family}, "
-                f"the first is {left[0]}"
+                f"the first is {self.label(left[0])}"
             )
 
 
@@ -186,6 +214,26 @@ class _Given(_Tensors):
     def fetch(self, name: str) -> torch.Tensor:
         """The value."""
         return self._tensors[name]
+
+
+class _Gguf(_Tensors):
+    """The tensors of a GGUF file, dequantised one by one."""
+
+    def __init__(self, file: GgufFile, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(file.path, dtype, device)
+        self._file = file
+
+    def names(self) -> Iterable[str]:
+        """All that the file has, by a checkpoint's names."""
+        return self._file.names()
+
+    def label(self, name: str) -> str:
+        """The file's own name."""
+        return self._file.label(name)
+
+    def fetch(self, name: str) -> torch.Tensor:
+        """Dequantise it."""
+        return self._file.fetch(name)
 
 
 class _Folder(_Tensors):
