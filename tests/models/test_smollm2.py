@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from a GGUF file: the text is transformers', whatever the policy.
 
-``pytest --network tests/models/test_smollm2.py -rP`` downloads 90 MB, takes 20 minutes on two
-cores, and prints acceptance rates and speeds.
+``pytest --network tests/models/test_smollm2.py -rP`` downloads 90 MB, takes 20 to 50 minutes on
+two cores, and prints acceptance rates and speeds.
 """
 
 from __future__ import annotations
