@@ -114,7 +114,7 @@ class Engine:
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
-        predictor: H-RAD (``HRad.load``), read by ``policy="specbranch"``; None lets the draft's
+        predictor: H-RAD (``HRad.load``), for ``policy="specbranch"``; None lets the draft's
             confidence decide alone.
         threads: CPU cores to use, all by default.
         lanes: where the two models run; by default threads for policies that overlap.
@@ -162,6 +162,8 @@ class Engine:
         }
         chosen = {key: val for key, val in given.items() if val is not None}
         self.settings = Settings(**DEFAULTS.get(policy, {}) | chosen)  # type: ignore[arg-type]
+        if predictor is not None and policy != "specbranch":
+            raise ValueError(f"predictor was given with policy {policy!r}; only specbranch asks it")
         method = self._method = POLICIES[policy](predictor)
         if method.needs_draft and draft is None:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")
@@ -179,10 +181,27 @@ class Engine:
         self._serial = SerialLanes(threads)
         self.lanes: Lanes = lanes or self._default_lanes(threads, method.overlaps)
         self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
+        if isinstance(method, LearningPolicy):
+            self._begin(method, draft_stage)
         self._pool = self._new_pool(rounds, draft_sms)
         self._round_lock = threading.Lock()
         self._active: list[_Request] = []
         self.last_result: GenerationResult | None = None
+
+    def _begin(self, method: LearningPolicy, draft_stage: str | None) -> None:
+        """Let a policy that learns get ready; refuse what it could not heed."""
+        if draft_stage is not None:
+            raise ValueError(
+                f"draft_stage was {draft_stage!r}; policy {self.policy!r} chooses it, so it must "
+                "be None"
+            )
+        for name, model in (("target", self.target), ("draft", self.draft)):
+            if model is not None and model.device.type != "cpu":
+                raise ValueError(
+                    f"{name} was on {model.device}; policy {self.policy!r} times forwards by the "
+                    "host's clock, so both models must be on a CPU"
+                )
+        method.begin(self.settings, self.lanes)
 
     def _new_policy(self) -> Policy:
         """For one request; a policy that learns goes on from what the last one knew."""

@@ -23,7 +23,7 @@ CONCERNS: dict[str, tuple[str, ...]] = {
     "fanout": ("gamma", "k_max", "epsilon", "draft_stage", "verify"),
     "lookahead": ("gamma", "k_max", "window", "verify"),
     "ngram": ("gamma", "max_ngram", "verify"),
-    "auto": ("gamma", "k_max", "epsilon", "verify"),
+    "auto": ("gamma", "k_max", "epsilon"),
 }
 WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DEFAULT_METHODS = (
@@ -54,7 +54,7 @@ class Method:
     @property
     def is_coupled(self) -> bool:
         """Whether its output is that of ``ar`` with the same seed, at any temperature."""
-        return self.settings.get("verify") == "coupled"
+        return self.policy == "auto" or self.settings.get("verify") == "coupled"
 
 
 def parse_method(text: str) -> Method:

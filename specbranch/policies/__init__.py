@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
+from ..lanes import Lanes
 from ..predictor import Predictor
 from ..session import Committed, Session, Settings
 from .adaedl import AdaEdl
 from .ar import Autoregressive
-from .auto import BOUNDS, Auto
+from .auto import DEFAULTS as AUTO_DEFAULTS
+from .auto import Auto
 from .fanout import FanOut
 from .lookahead import Lookahead
 from .ngram import PromptLookup
@@ -46,6 +48,10 @@ class TreePolicy(Policy, Protocol):
 class LearningPolicy(Policy, Protocol):
     """A policy that takes what it has learnt into the next request."""
 
+    def begin(self, settings: Settings, lanes: Lanes) -> None:
+        """Get ready to learn; once an engine. ValueError: the settings are not for it."""
+        ...
+
     def renew(self) -> Policy:
         """The policy object of the next request."""
         ...
@@ -60,10 +66,10 @@ POLICIES: dict[str, Callable[[Predictor | None], Policy]] = {
     "lookahead": lambda predictor: Lookahead(),
     "ngram": lambda predictor: PromptLookup(),
     "fanout": lambda predictor: FanOut(),
-    "auto": Auto,
+    "auto": lambda predictor: Auto(),
 }
 # Settings that are not Settings' own defaults.
-DEFAULTS: dict[str, dict[str, int]] = {"auto": BOUNDS}
+DEFAULTS: dict[str, dict[str, int | str]] = {"auto": AUTO_DEFAULTS}
 
 __all__ = [
     "DEFAULTS",

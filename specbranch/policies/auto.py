@@ -5,12 +5,11 @@ branch hit rate. ``tuning.Tuner`` predicts every arm's speed from them; what an 
 serves its next requests.
 
 Losslessness. Each round is one of a lossless policy, and where one arm follows another the draft
-goes on from the committed text. Which arm runs depends on times, on tokens that the target has
-judged and on what was known before they were drawn; on nothing behind a rejection, which is
-drafted again with the same random numbers. That is why growing never ends early here: how many
-steps it took would tell of such tokens, and enter by way of the time that they took. With
-``verify="rejection"`` at a temperature the tokens of a seed depend on the arms, hence on the
-machine's timing; greedy and coupled ones do not.
+goes on from the committed text. But the choice hangs on times and counts, and these on everything
+that was drafted, also behind a rejection, where the same random numbers are drawn from again: with
+rejection sampling that is a way, if a narrow one, for them to reach the output. So ``auto``
+verifies ``coupled``, where there is no such way: the tokens are those of ``ar`` with the same seed,
+whatever was chosen and however the clock ran.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from __future__ import annotations
 import time
 
 from .. import ops
-from ..lanes import SerialLanes
-from ..predictor import Predictor
+from ..lanes import Lanes, SerialLanes
 from ..session import Committed, Session, Settings
 from ..timeline import Span, Timeline
 from ..tuning import Arm, Observation, Tuner
@@ -27,38 +25,51 @@ from .ar import Autoregressive
 from .specbranch import SpecBranch
 from .sps import SpeculativeSampling
 
-BOUNDS = {"gamma": 8, "k_max": 4}  # of the arms, where nothing else is asked for
+# Bounds of the arms, where nothing else is asked for, and the only way to verify.
+DEFAULTS: dict[str, int | str] = {"gamma": 8, "k_max": 4, "verify": "coupled"}
 
 
 class Auto:
     """Whatever is fastest, found while decoding.
 
     Args:
-        predictor: H-RAD, for the rounds of ``specbranch``.
         tuner: what earlier requests have taught; None: nothing yet.
     """
 
     needs_draft = True
     overlaps = True
 
-    def __init__(self, predictor: Predictor | None = None, tuner: Tuner | None = None) -> None:
-        self.predictor, self.tuner = predictor, tuner
+    def __init__(self, tuner: Tuner | None = None) -> None:
+        self.tuner = tuner
         self._given: Settings | None = None
         self._arm = Arm("ar")
         self._inner: Autoregressive | SpeculativeSampling | SpecBranch = Autoregressive()
 
+    def begin(self, settings: Settings, lanes: Lanes) -> None:
+        """Get ready to learn; once an engine.
+
+        Raises:
+            ValueError: the settings are not for it.
+        """
+        if settings.verify != "coupled":
+            raise ValueError(
+                f"verify was {settings.verify!r}; with policy 'auto', whose choices follow the "
+                "clock, it must be coupled"
+            )
+        self.tuner = Tuner(settings, parallel=not isinstance(lanes, SerialLanes))
+
     def renew(self) -> Auto:
         """A policy for the next request, which goes on learning where this one was."""
-        return Auto(self.predictor, self.tuner)
+        return Auto(self.tuner)
 
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
         tuner = self._tuner_for(session)
         has_chain = isinstance(self._inner, SpecBranch) and self._inner.has_chain
         arm = tuner.next_arm(has_chain=has_chain)
+        started = time.perf_counter()
         if arm != self._arm:
             self._change(session, arm)
-        started = time.perf_counter()
         looked_at = tuner.is_curious
         committed = self._observed(session, tuner) if looked_at else self._round(session)
         tuner.count(len(committed.tokens), time.perf_counter() - started)
@@ -68,8 +79,8 @@ class Auto:
         if self._given is None:
             self._given = session.settings
         if self.tuner is None:
-            parallel = not isinstance(session.lanes, SerialLanes)
-            self.tuner = Tuner(self._given, parallel=parallel)
+            self.begin(self._given, session.lanes)
+        assert self.tuner is not None, "begin makes one"
         return self.tuner
 
     def _change(self, session: Session, arm: Arm) -> None:
@@ -81,7 +92,7 @@ class Auto:
         if arm.gamma:
             session.catch_up()
         if arm.k_max:
-            self._inner = SpecBranch(self.predictor, stops_growing=False)
+            self._inner = SpecBranch()
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
@@ -107,14 +118,15 @@ class Auto:
         seconds = time.perf_counter() - started
         reached = session.stats.branch_points > before[0]
         hit = session.stats.branch_hits > before[1] if reached else None
-        tuner.observe(self._arm, _observation(timeline, seconds, hit, is_short))
+        kept = self._inner.chain_length if isinstance(self._inner, SpecBranch) and hit else None
+        tuner.observe(self._arm, _observation(timeline, seconds, hit, kept, is_short))
         if theirs is not None:
             theirs.extend(timeline)
         return committed
 
 
 def _observation(
-    timeline: Timeline, seconds: float, hit: bool | None, is_short: bool
+    timeline: Timeline, seconds: float, hit: bool | None, kept: int | None, is_short: bool
 ) -> Observation:
     """A round's costs, by kind of work."""
     ended = timeline.rounds[-1]
@@ -124,7 +136,6 @@ def _observation(
         seconds=seconds,
         num_drafted=ended.num_drafted,
         num_accepted=ended.num_accepted,
-        num_committed=ended.num_committed,
         forward=by_work["forward"].seconds,
         verify=by_work["verify"].seconds,
         chain_step=_a_forward(chain),
@@ -133,6 +144,7 @@ def _observation(
         num_branch_steps=growth.forwards if growth else 0,
         read=_a_forward(by_work.get("read")),
         hit=hit,
+        num_kept=kept,
         is_short=is_short,
     )
 

@@ -11,15 +11,13 @@ class SpecBranch:
 
     Args:
         predictor: H-RAD; None lets the draft's confidence decide alone.
-        stops_growing: whether growing ends where no branch is confident any more.
     """
 
     needs_draft = True
     overlaps = True
 
-    def __init__(self, predictor: Predictor | None = None, *, stops_growing: bool = True) -> None:
+    def __init__(self, predictor: Predictor | None = None) -> None:
         self.predictor = predictor
-        self._stops_growing = stops_growing and predictor is None
         self._chain: Chain | None = None  # None: the pipeline is empty
 
     def round(self, session: Session) -> Committed:
@@ -28,7 +26,7 @@ class SpecBranch:
         chain = self._chain
         if chain is None:
             chain = self._draft_stage(session)
-        stop_below = epsilon if self._stops_growing else 0.0
+        stop_below = epsilon if self.predictor is None else 0.0
         target_logits, branches = session.lanes.run(
             lambda: session.target_forward(chain),
             lambda: session.grow_branches(chain, stop_below=stop_below),
@@ -39,9 +37,14 @@ class SpecBranch:
         return committed
 
     @property
+    def chain_length(self) -> int:
+        """Tokens that are drafted for the next round already."""
+        return len(self._chain or ())
+
+    @property
     def has_chain(self) -> bool:
-        """Whether tokens are drafted for the next round already."""
-        return bool(self._chain)
+        """Whether there are any."""
+        return self.chain_length > 0
 
     def drop(self, session: Session) -> None:
         """Forget the next round's chain: another policy goes on from the committed text."""

@@ -1,9 +1,4 @@
-"""How far chains hold, learnt while decoding.
-
-Only tokens that the target has judged count, and only what was known before they were drawn:
-positions behind a rejection are drafted again with the same random numbers, so nothing about them
-may steer what is drafted next (docs/losslessness.md).
-"""
+"""How far chains hold, learnt while decoding."""
 
 from __future__ import annotations
 

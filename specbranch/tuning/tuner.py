@@ -81,13 +81,13 @@ class Observation:
     """One round of an arm. Seconds are of one forward each; None: there was none.
 
     ``is_short``: the end of the request was near and cut it. ``hit``: whether the token at the
-    branch point had a branch; None: the point was not reached.
+    branch point had a branch; None: the point was not reached. ``num_kept``: how much of a branch
+    that was hit is the next chain; None: none was.
     """
 
     seconds: float
     num_drafted: int
     num_accepted: int
-    num_committed: int
     forward: float
     verify: float = 0.0
     chain_step: float | None = None
@@ -96,6 +96,7 @@ class Observation:
     num_branch_steps: int = 0
     read: float | None = None
     hit: bool | None = None
+    num_kept: int | None = None
     is_short: bool = False
 
 
@@ -122,6 +123,7 @@ class Tuner:
         self._acceptance = {
             policy: Acceptance(settings.gamma, shared) for policy in ("sps", "specbranch")
         }
+        self._grown = Rate(1.0)  # steps of growing, of those that there was room for
         families = {arm.family for arm in self.arms}
         self._rounds = dict.fromkeys(families, 0)
         # Committed over predicted tokens; and tokens seen of a family, which are forgotten.
@@ -226,7 +228,8 @@ class Tuner:
         """Seconds of both models, on their lanes or one after the other."""
         target = self._target(length + 1, self.parallel)
         kind = "branches" if self._costs.knows("branches") else "chain"
-        draft = self._costs("read", 1) + arm.gamma * self._costs(kind, arm.k_max)
+        steps = arm.gamma * self._grown.value
+        draft = self._costs("read", 1) + steps * self._costs(kind, arm.k_max)
         return max(target, draft) if self.parallel else target + draft
 
     def _target(self, rows: int, beside: bool) -> float:
@@ -285,12 +288,12 @@ class Tuner:
         acceptance.add(seen.num_drafted, seen.num_accepted)
         if seen.hit is not None:
             acceptance.add_hit(arm.k_max, seen.hit)
-        if not arm.k_max or not seen.num_drafted:
+        if not arm.k_max or seen.is_short:
             return
-        judged = min(seen.num_drafted, seen.num_accepted + 1)
-        whole = seen.num_accepted == seen.num_drafted
-        cut = whole and seen.num_drafted < arm.gamma and not seen.is_short
-        acceptance.confident.add(judged, judged + cut)
+        if seen.num_kept is not None:
+            acceptance.confident.add(seen.num_kept, seen.num_kept + (seen.num_kept < arm.gamma))
+        if seen.num_branch_steps:
+            self._grown.add(seen.num_branch_steps, arm.gamma)
 
 
 def _worked(seen: Observation, beside: bool) -> float:

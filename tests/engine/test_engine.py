@@ -44,7 +44,7 @@ class Letters:
         return ""
 
 
-# What "auto" does hangs on the clock; that its tokens do not where they must not: test_auto.py.
+# What "auto" does hangs on the clock, its tokens do not: test_auto.py.
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "auto"])
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_same_seed_same_output(policy: str, temperature: float) -> None:

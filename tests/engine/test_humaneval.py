@@ -18,7 +18,6 @@ BASELINES = [
     {"policy": "fanout", "gamma": 4, "k_max": 4},
     {"policy": "lookahead", "gamma": 3, "k_max": 2, "window": 3},
     {"policy": "ngram", "gamma": 4},
-    {"policy": "auto"},
 ]
 SPECBRANCH = [
     (gamma, k_max, stage, verify)
@@ -92,6 +91,12 @@ def _begin(outputs: list[list[int]]) -> list[list[int]]:
 def test_other_methods_equal_ar(settings: dict, verify: str) -> None:
     outputs = _outputs(max_new_tokens=FEW_TOKENS, verify=verify, **settings)
     assert outputs == _begin(_plain())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_auto_equals_ar(temperature: float) -> None:
+    outputs = _outputs(temperature, FEW_TOKENS, NUM_PROMPTS // 2, policy="auto")
+    assert outputs == _begin(_plain(temperature, "coupled"))[: NUM_PROMPTS // 2]
 
 
 @pytest.mark.parametrize("settings", BASELINES, ids=lambda settings: settings["policy"])

@@ -7,7 +7,7 @@ import pytest
 from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
-from specbranch.tuning import Arm, Tuner
+from specbranch.tuning import Arm, Observation, Tuner
 from specbranch.tuning.acceptance import Acceptance, Rate
 from specbranch.tuning.costs import Costs
 
@@ -96,6 +96,23 @@ def test_costs_between_what_is_known(known: dict, rows: int, expected: float) ->
     for at, seconds in known.items():
         costs.observe("forward", at, seconds)
     assert costs("forward", rows) == pytest.approx(expected)
+
+
+def test_branches_that_are_cut_at_once_are_learnt() -> None:
+    """After each hit nothing is kept: a chain is always empty, and a round one token."""
+    tuner, arm = Tuner(SETTINGS, parallel=True), Arm("specbranch", 4, 4)
+    for _ in range(400):
+        tuner.observe(
+            arm,
+            Observation(
+                seconds=10.0, num_drafted=0, num_accepted=0, forward=10.0, branch_step=1.0,
+                num_branch_steps=1, read=1.0, hit=True, num_kept=0,
+            ),
+        )  # fmt: skip
+    tokens, seconds = tuner.predict(arm)
+    assert tokens == pytest.approx(1.0, abs=0.05)
+    assert seconds == pytest.approx(10.0, rel=0.02)
+    assert tuner._grown.value == pytest.approx(0.25, abs=0.02)
 
 
 def test_acceptance_counts_judged_tokens_only() -> None:

@@ -26,6 +26,7 @@ class World:
     slope: float = 0.0
     parallel: bool = True
     jitter: float = 0.0
+    switching: float = 5.0
     seed: int = 0
     now: float = 0.0
     chain: int = -1  # drafted for the next round; -1: the pipeline is empty
@@ -63,7 +64,6 @@ class World:
             seconds=seconds,
             num_drafted=chain,
             num_accepted=accepted,
-            num_committed=accepted + 1,
             forward=forward,
             chain_step=step if steps else None,
             num_chain_steps=steps,
@@ -71,7 +71,14 @@ class World:
             num_branch_steps=arm.gamma if arm.k_max else 0,
             read=step if arm.k_max else None,
             hit=hit,
+            num_kept=arm.gamma if hit else None,
         )
+
+    def switch(self) -> float:
+        """Another arm goes on: what was drafted is dropped, and the draft reads what it missed."""
+        self.chain = -1
+        self.now += self.switching
+        return self.switching
 
     def _noise(self) -> float:
         return float(np.exp(self.jitter * self.rng.standard_normal())) if self.jitter else 1.0
@@ -81,7 +88,7 @@ def fixed_speed(world: World, arm: Arm, tokens: int = 20000) -> float:
     """Tokens a unit of time of one arm alone."""
     made, started, world.chain = 0, world.now, -1
     while made < tokens:
-        made += world.round(arm).num_committed
+        made += world.round(arm).num_accepted + 1
     return made / (world.now - started)
 
 
@@ -91,12 +98,12 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
     made, started, last = 0, world.now, None
     while made < tokens:
         arm = tuner.next_arm(has_chain=world.chain > 0)
-        if arm != last:
-            world.chain, last = -1, arm
+        switching = world.switch() if arm != last else 0.0
+        last = arm
         curious = tuner.is_curious
         seen = world.round(arm)
         if curious:
             tuner.observe(arm, seen)
-        tuner.count(seen.num_committed, seen.seconds)
-        made += seen.num_committed
+        tuner.count(seen.num_accepted + 1, seen.seconds + switching)
+        made += seen.num_accepted + 1
     return made / (world.now - started), tuner
