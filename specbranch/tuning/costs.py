@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 KEEP = 0.99  # weight of the past once there are many observations
-DRIFT = 0.02  # how fast all estimates follow a machine that slows down or speeds up
+DRIFT = 0.1  # how fast all estimates follow a machine that slows down or speeds up
+SURE = 10  # observations of one kind of work after which it tells of the machine's speed
 OUTLIER = 2.0  # an observation counts as at most this many times the estimate, or one over it
 SLOPE = 0.03  # cost of one more row, as a share, where nothing is known
 
@@ -13,7 +14,7 @@ class Costs:
 
     Work that has not been done for a while is judged by what other work takes now: each average is
     kept in units of the common factor, which follows the ratio of what is observed to what was
-    expected.
+    expected. It follows fast: a wrong common factor is wrong for all alike, and changes no choice.
     """
 
     def __init__(self) -> None:
@@ -35,8 +36,9 @@ class Costs:
         ratio = seconds / (before * self._drift)
         if count >= 3:
             ratio = min(OUTLIER, max(1 / OUTLIER, ratio))
+        if count >= SURE and tells_speed:
             # Not by its logarithm: what is expected here is that the mean ratio is 1.
-            self._drift *= 1.0 + tells_speed * DRIFT * (ratio - 1.0)
+            self._drift *= 1.0 + DRIFT * (ratio - 1.0)
         weight = max(1.0 - KEEP, 1.0 / (count + 1))
         known[rows] = before * (1.0 + weight * (ratio - 1.0))
 

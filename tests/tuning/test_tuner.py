@@ -41,6 +41,17 @@ def test_it_finds_the_best_arm(name: str) -> None:
     assert min(tuned) > 0.97 * known[Arm("ar")], (tuned, known)
 
 
+def test_a_machine_that_is_busy_now_and_then_does_not_mislead_it() -> None:
+    """Three times as slow in every other stretch, each of which several choices fall into."""
+    speeds = []
+    for seed in range(3):
+        kind = {"alpha": 0.7, "speed_ratio": 6, "slope": 0.15, "parallel": False, "seed": seed}
+        world = World(**kind, jitter=0.15, phase=2000.0)
+        best = fixed_speed(World(**kind, jitter=0.15, phase=2000.0), Arm("sps", 2), TOKENS)
+        speeds.append(tuned_speed(world, SETTINGS, TOKENS)[0] / best)
+    assert np.mean(speeds) > 0.97, speeds
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 @pytest.mark.parametrize("policy", ["ar", "sps", "specbranch overlap", "specbranch serial"])
 def test_predictions_come_true(policy: str, parallel: bool) -> None:

@@ -27,6 +27,7 @@ class World:
     parallel: bool = True
     jitter: float = 0.0
     switching: float = 5.0
+    phase: float = 0.0  # the machine is three times slower in every other stretch so long; 0: never
     seed: int = 0
     now: float = 0.0
     chain: int = -1  # drafted for the next round; -1: the pipeline is empty
@@ -81,7 +82,9 @@ class World:
         return self.switching
 
     def _noise(self) -> float:
-        return float(np.exp(self.jitter * self.rng.standard_normal())) if self.jitter else 1.0
+        slow = 3.0 if self.phase and self.now // self.phase % 2 else 1.0
+        noise = float(np.exp(self.jitter * self.rng.standard_normal())) if self.jitter else 1.0
+        return slow * noise
 
 
 def fixed_speed(world: World, arm: Arm, tokens: int = 20000) -> float:
