@@ -23,7 +23,7 @@ FIRST_TRIALS = 16  # rounds of each family, before any choice
 LONGEST = 256  # rounds to the next choice
 SHARE = 0.004  # of the time, for choosing
 SAMPLED = 8  # of so many rounds of a settled arm, one is looked at in detail
-SETTLED = 100  # rounds of a family after which its predictions should be right
+SETTLED = 32  # rounds of a family after which its predictions should be right
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
 EXPLORE = 0.015  # share of the time, in the long run
 YOUTH = 4000.0  # rounds, by about which that share is reached
@@ -66,11 +66,10 @@ class Arm:
 
 @dataclass
 class Stretch:
-    """An arm, for how many rounds, and the tokens a round that it promises; and what it brought."""
+    """An arm, and for how many rounds; and what it has brought."""
 
     arm: Arm
     rounds: int
-    tokens_per_round: float
     done: int = 0  # rounds
     tokens: int = 0
     seconds: float = 0.0
@@ -126,7 +125,7 @@ class Tuner:
         self._grown = Rate(1.0)  # steps of growing, of those that there was room for
         families = {arm.family for arm in self.arms}
         self._rounds = dict.fromkeys(families, 0)
-        # Committed over predicted tokens; and tokens seen of a family, which are forgotten.
+        # Tokens over those predicted for the time that it took; tokens seen, which are forgotten.
         self._yield = {family: Rate(1.0, TRUSTED) for family in families}
         self._seen = dict.fromkeys(families, 0.0)
         self._seconds = self._explored = 0.0
@@ -175,7 +174,7 @@ class Tuner:
         return EXPLORE * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
 
     def _stretch(self, arm: Arm, rounds: int) -> Stretch:
-        return Stretch(arm, rounds, self.predict(arm)[0])
+        return Stretch(arm, rounds)
 
     def _hope(self, arm: Arm) -> float:
         return HOPE / math.sqrt(1.0 + self._seen[arm.family] / HOPE_TOKENS)
@@ -260,7 +259,8 @@ class Tuner:
         """Compare what a stretch brought with what it promised."""
         family = stretch.arm.family
         if self._rounds[family] >= SETTLED:  # before that the first guesses would be blamed
-            self._yield[family].add(stretch.tokens, stretch.done * stretch.tokens_per_round)
+            tokens, seconds = self.predict(stretch.arm)
+            self._yield[family].add(stretch.tokens, stretch.seconds * tokens / seconds)
         self._rounds[family] += stretch.done
         self._seconds += stretch.seconds
         if stretch.arm.kind != self.best.kind:
