@@ -177,9 +177,11 @@ def _short(points: list[tuple[int, float]]) -> str:
 
 
 def _row(each: Prediction, unit: str | None) -> str:
+    from specbranch.planning.simulate import STAGED
+
     stats, settings = each.stats, each.settings
     scale = 1e3 if unit else 1.0
-    knows_k = each.policy in ("specbranch", "fanout")
+    knows_k = each.policy in STAGED
     cells = [
         "-" if each.policy == "ar" else str(settings.gamma),
         str(settings.k_max) if knows_k else "-",

@@ -13,6 +13,7 @@ from specbranch.sampling_params import SamplingParams, check_float, check_int
 DEFAULT_N, DEFAULT_TOKENS = 8, 64
 # Defaults here are those of specbranch.planning, which imports torch.
 POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
+NOT_REPLAYED = ("lookahead", "auto")  # named here so that the error says why
 GAMMAS, K_MAXES, EPSILONS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8), (0.0, 0.1, 0.2, 0.4, 0.6)
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 
@@ -54,9 +55,9 @@ def add_plan(commands: Any) -> argparse.ArgumentParser:
     plan: argparse.ArgumentParser = commands.add_parser(
         "plan",
         help="predict the speedup of each policy on other hardware",
-        description="Record what a pair says, once, then replay every policy over it with given "
-        "times of a forward, and print the best setting of each. Without --target and --draft: "
-        "the demo pair.",
+        description="Record what a pair says, once, then replay policies over it (all but "
+        f"{' and '.join(NOT_REPLAYED)}) with given times of a forward, and print the best setting "
+        "of each. Without --target and --draft: the demo pair.",
     )
     shared.add_models(plan)
     _add_traces(plan)
@@ -101,7 +102,8 @@ def _add_costs(parser: argparse.ArgumentParser) -> None:
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("settings to try").add_argument
-    add("--policies", nargs="+", choices=(*POLICIES, "lookahead"), metavar="P", help="default all")
+    add("--policies", nargs="+", choices=POLICIES + NOT_REPLAYED, metavar="P",
+        help=f"default {' '.join(POLICIES)}")  # fmt: skip
     add("--gammas", type=int, nargs="+", metavar="N")
     add("--k-maxes", type=int, nargs="+", metavar="N")
     add("--epsilons", type=float, nargs="+", metavar="X")
@@ -148,6 +150,10 @@ def _check_values(own: dict[str, Any]) -> None:
         values = own.get(name, ())
         for value in values if isinstance(values, tuple) else (values,):
             check_int(flag, value, 1, most)
+    policies = own.get("policies", ())
+    for policy in policies:
+        if policies.count(policy) > 1:
+            raise ValueError(f"--policies: {policy!r} was given twice")
     for value in own.get("epsilons", ()):
         check_float("--epsilons", value, 0.0, 1.0)
     for name, flag in (("join", "--join-ms"), ("stage", "--draft-overhead-ms")):

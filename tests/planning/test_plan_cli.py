@@ -52,7 +52,11 @@ def test_json_and_units(capsys: pytest.CaptureFixture[str], traces: str) -> None
         code, out, _ = run(capsys, "--traces", traces, *costs, *QUICK, "--json")
         assert code == 0
         found.append(json.loads(out))
-    speedups = [{str(each["settings"]): each["speedup"] for each in one["best"]} for one in found]
+    speedups = [
+        {(each["policy"], str(each["settings"])): each["speedup"] for each in one["best"]}
+        for one in found
+    ]
+    assert len(speedups[0]) == len(REPLAYED) + 2, "two policies have two draft stages"
     assert speedups[0] == pytest.approx(speedups[1])
     assert [one["hardware"]["unit"] for one in found] == ["draft forwards", "ms"]
     serial = run(capsys, "--traces", traces, "--speed-ratio", "8", *QUICK, "--json", "--serial")[1]
@@ -99,6 +103,8 @@ def test_record_then_replay(capsys: pytest.CaptureFixture[str], tmp_path: Path) 
         (("--speed-ratio", "5", "--target", "."), "--target and --draft belong together"),
         (("--speed-ratio", "5", "--prompts", "nowhere"), "--prompts: "),
         (("--speed-ratio", "5", "--policies", "lookahead"), "--policies had 'lookahead', which"),
+        (("--speed-ratio", "5", "--policies", "auto"), "--policies had 'auto', which cannot"),
+        (("--speed-ratio", "5", "--policies", "sps", "sps"), "--policies: 'sps' was given twice"),
     ],
 )
 def test_bad_command_lines(
