@@ -44,18 +44,21 @@ def stdlib(num_prompts: int, seed: int = 0) -> list[str]:
     Raises:
         ValueError: more prompts than there are files, or fewer than 1.
     """
+    found = _stdlib(num_prompts, seed)
+    if len(found) < num_prompts:
+        raise ValueError(f"num_prompts was {num_prompts}; there are {len(found)} such files")
+    return found
+
+
+def _stdlib(num_prompts: int, seed: int) -> list[str]:
+    """As ``stdlib``, fewer where there are fewer files."""
     from specbranch.demo.corpus import find_corpus, read_text
 
     check_int("num_prompts", num_prompts, 1)
     files = [path for path in find_corpus().train if path.stat().st_size > 4 * PIECE]
-    if num_prompts > len(files):
-        raise ValueError(f"num_prompts was {num_prompts}; there are {len(files)} such files")
     rng = np.random.default_rng(seed)
     texts = (read_text(files[idx]) for idx in rng.permutation(len(files)))
-    found = list(islice((_piece(text, rng) for text in texts if text), num_prompts))
-    if len(found) < num_prompts:
-        raise ValueError(f"num_prompts was {num_prompts}; there are {len(found)} such files")
-    return found
+    return list(islice((_piece(text, rng) for text in texts if text), num_prompts))
 
 
 def _piece(text: str, rng: np.random.Generator) -> str:
@@ -81,9 +84,9 @@ def read_prompts(source: str, num_prompts: int, seed: int = 0) -> list[str]:
         OSError: it cannot be read.
     """
     if source == "humaneval":
-        return humaneval(num_prompts)
+        return humaneval(min(num_prompts, NUM_HUMANEVAL))
     if source == "stdlib":
-        return stdlib(num_prompts, seed)
+        return _stdlib(num_prompts, seed)
     path = Path(source)
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if path.suffix == ".jsonl":

@@ -169,7 +169,7 @@ def test_a_tie_is_the_targets_own(dtype: torch.dtype, gap: float, other: int, is
     found = judge(target, [3, 1], [2, other, 3], [2, 0, 0])
     assert found["position"] == 1 and found["is_tie"] is is_tie
     assert found["gap"] == pytest.approx(8.0 if other == 2 else gap)
-    assert found["tolerance"] == 8 * TIE
+    assert found["tolerance"] == (8 * TIE if dtype == torch.bfloat16 else None)
 
 
 def test_an_output_that_just_ends_is_no_tie():

@@ -195,6 +195,8 @@ def test_command_line(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> N
         found: list[int] = json.loads(capsys.readouterr().out)["tokens"]
         return found
 
+    assert main(["generate", "--chat", "hi", "--max-new-tokens", "1"]) == EXIT_ERROR
+    assert "--chat was given, but the tokenizer has no chat template" in capsys.readouterr().err
     assert tokens("--chat", "hi") == tokens("[user: hi]")
     assert tokens("--chat", "hi", "--system", "S") == tokens("[system: S][user: hi]")
 

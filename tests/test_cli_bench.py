@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -117,6 +118,33 @@ def test_without_matplotlib_the_rest_is_written(capsys, monkeypatch, prompts, tm
     assert "matplotlib" not in run(capsys, *argv)[2], "nothing was to be drawn"
 
 
+def never(options: object) -> NoReturn:
+    """In the place of what loads models."""
+    raise AssertionError("it has begun")
+
+
+def test_a_bad_out_is_said_before_anything_runs(capsys, monkeypatch):
+    monkeypatch.setattr("specbranch.cli.bench.load_models", never)
+    code, out, err = run(capsys, "--policies", "ar", "--out", f"{__file__}/new")
+    assert (code, out) == (EXIT_ERROR, "")
+    assert f"--out was '{__file__}/new'; it must be where files can be written" in err
+
+
+def test_files_are_written_before_the_table(capsys, monkeypatch, prompts, tmp_path):
+    """What reads the table may have gone; hours of runs are not to go with it."""
+
+    def broken(comparison: Comparison) -> str:
+        raise OSError("nobody reads this")
+
+    monkeypatch.setattr(Comparison, "table", broken)
+    argv = ["--policies", "sps", "--layer-skip", "1", "--gamma", "1", "--prompts", prompts]
+    code, _, err = run(capsys, *argv, "--n", "1", "--max-new-tokens", "4", "--out", str(tmp_path))
+    assert code == EXIT_ERROR and "nobody reads this" in err
+    models = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["models"]
+    names = [model["name"] for model in models.values()]
+    assert names == ["demo/target", "demo/target, first 1 layers"]
+
+
 class Broken(SpeculativeSampling):
     """Forgets the residual: what was rejected is committed all the same."""
 
@@ -167,6 +195,9 @@ BAD = [
     (["--target", "."], "sps specbranch pearl adaedl fanout: a draft model is needed"),
     (["--target", "/no/such/dir", "--policies", "ar"], "--target was '/no/such/dir'"),
     (["--policies", "ar", "--draft-device", "cpu"], "--draft-device"),
+    (["--policies", "ar", "--layer-skip", "1"], "--layer-skip was given, and none of"),
+    (["--layer-skip", "0"], "--layer-skip was 0"),
+    (["--layer-skip", "1", "--target", ".", "--draft", "."], "--layer-skip and --draft exclude"),
     (["--device", "toaster", "--prompts", __file__], "--device was 'toaster'"),
     (["--no-such-flag"], "--no-such-flag"),
 ]

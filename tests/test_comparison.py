@@ -28,7 +28,7 @@ from specbranch.engine import Event
 from specbranch.policies import POLICIES
 from specbranch.policies.ar import Autoregressive
 from specbranch.session import Chain, Committed, Session
-from specbranch.testing.oracles_sampling import gumbel_noise
+from specbranch.testing.oracles_sampling import gumbel_noise, logit_cutoff
 from specbranch.testing.table_model import TableModel
 from specbranch.timeline import Round, Span
 
@@ -334,6 +334,27 @@ def test_the_gap_of_a_coupled_draw_has_the_noise_in_it():
     found = judge(target, [1, 2, 2], [3, second], [3, best], params)
     assert found["position"] == 1
     assert found["gap"] == pytest.approx(float(scores[best] - scores[second]))
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.5}])
+def test_the_gap_of_a_coupled_draw_knows_the_cutoff(cut):
+    """Four logits, of which three are kept and the noise would have liked the one that is cut."""
+    seed = next(n for n in range(1000) if gumbel_noise(n, 4, 8).argmax() == 3)
+    logits = torch.tensor([4.0, 3.9, 3.8, 2.0, -9.0, -9.0, -9.0, -9.0])
+    target = TableModel(logits.expand(8, 8, 8).clone())
+    target.dtype = torch.bfloat16
+    scores = logits.double() / 2 + torch.from_numpy(gumbel_noise(seed, 4, 8))
+    assert scores.argmax() == 3, "cut, and the best by far"
+    best, second, worst = (int(idx) for idx in scores[:3].argsort(descending=True))
+    params = SamplingParams(temperature=2.0, seed=seed, **cut)
+
+    def gap(token: int) -> float:
+        return judge(target, [1, 2, 2], [3, token], [3, best], params)["gap"]
+
+    assert gap(second) == pytest.approx(float(scores[best] - scores[second]))
+    assert gap(worst) == pytest.approx(float(scores[best] - scores[worst]))
+    cutoff = logit_cutoff(logits, 2.0, **{"top_k": 0, "top_p": 1.0, "min_p": 0.0} | cut)
+    assert gap(3) == pytest.approx((cutoff - 2.0) / 2, rel=1e-5)
 
 
 @pytest.mark.parametrize(

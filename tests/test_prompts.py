@@ -6,7 +6,9 @@ import importlib.util
 
 import pytest
 
-from specbranch.prompts import NUM_HUMANEVAL, humaneval
+from specbranch import prompts as prompts_module
+from specbranch.demo import corpus
+from specbranch.prompts import NUM_HUMANEVAL, humaneval, read_prompts, stdlib
 
 
 def test_all_prompts_in_order():
@@ -20,6 +22,17 @@ def test_all_prompts_in_order():
 def test_a_number_there_is_not(num_prompts):
     with pytest.raises(ValueError, match="num_prompts was"):
         humaneval(num_prompts)
+
+
+def test_read_prompts_takes_what_there_is(monkeypatch):
+    """``--n`` is how many at most, whatever the source."""
+    assert read_prompts("humaneval", NUM_HUMANEVAL + 36) == humaneval()
+    train = corpus.find_corpus().train
+    few = [path for path in train if path.stat().st_size > 4 * prompts_module.PIECE][:3]
+    monkeypatch.setattr(corpus, "find_corpus", lambda: corpus.Corpus(few, []))
+    assert read_prompts("stdlib", 200, seed=1) == stdlib(3, seed=1)
+    with pytest.raises(ValueError, match="num_prompts was 200; there are 3"):
+        stdlib(200)
 
 
 def test_without_the_package(monkeypatch):

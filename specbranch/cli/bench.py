@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from specbranch.cli.generate import load_models, load_predictor
-from specbranch.cli.options import Options, UsageError, name_flags
+from specbranch.cli.options import (
+    TRAINED_ON,
+    Options,
+    UsageError,
+    check_folder,
+    model_names,
+    name_flags,
+)
 
 if TYPE_CHECKING:
     from specbranch.comparison import Comparison
@@ -34,15 +41,17 @@ def bench(options: Options) -> int:
     if asked.out is not None and not can_draw():
         _log(NO_PICTURES)
     prompts = _read_prompts(options, asked.n)
+    if asked.out is not None:
+        check_folder("--out", asked.out, asked.out)
     target, draft, tokenizer = load_models(options)
     found = _compare(options, target, draft, tokenizer, prompts)
     found.about |= _about(options, asked.argv)
-    for name, model in found.about["models"].items():
-        model["name"] = _name(getattr(options, name), name)
+    for model, name in zip(found.about["models"].values(), model_names(options), strict=False):
+        model["name"] = name
+    written = [] if asked.out is None else found.write(asked.out)  # before a pipe may break
     sys.stdout.write(found.table())
-    if asked.out is not None:
-        for path in found.write(asked.out):
-            _log(f"bench: wrote {path}")
+    for path in written:
+        _log(f"bench: wrote {path}")
     for difference in found.wrong:
         _log(f"bench: {difference}")
     return EXIT_DIFFERS if found.wrong else 0
@@ -95,16 +104,12 @@ def _about(options: Options, argv: Sequence[str]) -> dict[str, Any]:
     given = [Path(part).name if Path(part).is_absolute() else part for part in argv]
     notes = []
     if options.target is None and options.prompts == "stdlib":
-        notes.append("stdlib prompts are text that the demo pair was trained on")
+        notes.append(TRAINED_ON)
     return {
         "command": shlex.join(["specbranch", *given]),
         "prompts": Path(options.prompts).name,
         "notes": notes,
     }
-
-
-def _name(folder: Path | None, role: str) -> str:
-    return f"demo/{role}" if folder is None else folder.resolve().name
 
 
 def _log(line: str) -> None:

@@ -13,9 +13,11 @@ from specbranch.cli.options import (
     VERIFICATIONS,
     Options,
     UsageError,
+    add_layer_skip,
     add_models,
     check_directories,
     check_hrad,
+    check_layer_skip,
     check_prompts,
     name_flags,
 )
@@ -96,13 +98,17 @@ def _check_together(options: Options, methods: list[Method]) -> None:
     if options.draft is not None and options.target is None:
         raise UsageError("--draft was given without --target; it needs the model it drafts for")
     needy = [method.name for method in methods if method.needs_draft]
-    if options.target is not None and options.draft is None and needy:
+    check_layer_skip(options)
+    has_draft = options.draft is not None or options.layer_skip is not None
+    if options.target is not None and not has_draft and needy:
         raise UsageError(
-            f"--policies {' '.join(needy)}: a draft model is needed; give --draft DIR, or only "
-            "policies that need none (ar lookahead ngram)"
+            f"--policies {' '.join(needy)}: a draft model is needed; give --draft DIR, "
+            "--layer-skip N, or only policies that need none (ar lookahead ngram)"
         )
-    if options.draft_device is not None and not needy:
-        raise UsageError("--draft-device was given, and none of --policies has a draft")
+    for name in ("draft_device", "layer_skip"):
+        if getattr(options, name) is not None and not needy:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} was given, and none of --policies has a draft")
     check_directories(options)
     check_hrad(options)
     check_prompts(options)
@@ -119,7 +125,7 @@ def add_bench(commands: Any) -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    add_models(parser)
+    add_layer_skip(add_models(parser))
     _add_methods(parser)
     _add_requests(parser)
     return parser

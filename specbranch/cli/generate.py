@@ -24,6 +24,10 @@ def generate(options: Options) -> int:
     """Run the command; the return value is the exit code."""
     prompt = as_prompt(read_prompt(options), options)
     engine = build_engine(options)
+    if options.chat and engine.tokenizer is not None and engine.tokenizer.chat_template is None:
+        raise UsageError(
+            "--chat was given, but the tokenizer has no chat template to write messages with"
+        )
     code = 0
     try:
         if options.json:

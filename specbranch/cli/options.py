@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ DEVICE_FLAGS = ("device", "draft_device")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 TRAIN_FLAGS = ("gamma", "layers", "n", "max_new_tokens", "temperatures", "epochs", "batch", "seed")
 PROMPT_SETS = ("humaneval", "stdlib")
+TRAINED_ON = "stdlib prompts are text that the demo pair was trained on"
 DEMO = "demo"  # --hrad demo: the predictor that was trained for the demo pair
 
 
@@ -116,8 +118,6 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     sampling = {name: value for name in SAMPLING_FLAGS if (value := args.pop(name)) is not None}
     try:
         _check_engine(engine)
-        if args["layer_skip"] is not None:
-            check_int("--layer-skip", args["layer_skip"], 1)
         options = Options(**args, engine=engine, sampling=SamplingParams(**sampling))
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
@@ -189,14 +189,9 @@ def _check_draft(options: Options, policy: str) -> None:
     """What the draft is, and whether the policy asks for one."""
     if options.draft is not None and options.target is None:
         raise UsageError("--draft was given without --target; it needs the model it drafts for")
-    if options.layer_skip is not None:
-        if options.draft is not None:
-            raise UsageError("--layer-skip and --draft exclude each other; both name the draft")
-        if options.draft_device is not None:
-            raise UsageError(
-                "--draft-device was given with --layer-skip, which shares the target's"
-            )
-    elif options.target is not None and options.draft is None and policy not in WITHOUT_DRAFT:
+    check_layer_skip(options)
+    has_draft = options.draft is not None or options.layer_skip is not None
+    if options.target is not None and not has_draft and policy not in WITHOUT_DRAFT:
         raise UsageError(
             f"--policy {policy} needs a draft model: give --draft DIR, --layer-skip N or "
             "--policy ar"
@@ -207,6 +202,41 @@ def _check_draft(options: Options, policy: str) -> None:
     ):
         if given is not None and policy in WITHOUT_DRAFT:
             raise UsageError(f"{flag} was given with --policy {policy}, which has no draft")
+
+
+def check_layer_skip(options: Options) -> None:
+    """Refuse ``--layer-skip`` that is no number of layers, or beside another draft."""
+    if options.layer_skip is None:
+        return
+    try:
+        check_int("--layer-skip", options.layer_skip, 1)
+    except (ValueError, TypeError) as error:
+        raise UsageError(str(error)) from error
+    if options.draft is not None:
+        raise UsageError("--layer-skip and --draft exclude each other; both name the draft")
+    if options.draft_device is not None:
+        raise UsageError("--draft-device was given with --layer-skip, which shares the target's")
+
+
+def model_names(options: Options) -> tuple[str, str]:
+    """Of target and draft, without the folders that they are in."""
+    target = "demo/target" if options.target is None else options.target.resolve().name
+    if options.layer_skip is not None:
+        return target, f"{target}, first {options.layer_skip} layers"
+    return target, "demo/draft" if options.draft is None else options.draft.resolve().name
+
+
+def check_folder(flag: str, given: Path, folder: Path) -> None:
+    """Make ``folder`` if need be and try to write there: before a run, not behind it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"{flag} was {str(given)!r}; it must be where files can be written "
+            f"({error.strerror or error})"
+        ) from error
 
 
 def check_hrad(options: Options) -> None:
@@ -245,7 +275,7 @@ def _parser() -> _Parser:
         description="Continue PROMPT. Without --target and --draft the demo pair is used.",
     )
     _add_prompt(generate)
-    add_models(generate)
+    add_layer_skip(add_models(generate))
     _add_method(generate)
     _add_sampling(generate)
     _add_output(generate)
@@ -283,14 +313,22 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--system", metavar="TEXT", help="system message before it, with --chat")
 
 
-def add_models(parser: argparse.ArgumentParser) -> None:
-    """The flags that name the pair, its devices and its type."""
+def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """The flags that name the pair, its devices and its type; the group they are in."""
     group = parser.add_argument_group("models")
     group.add_argument("--target", type=Path, metavar="DIR", help="checkpoint or .gguf, decoded")
     group.add_argument("--draft", type=Path, metavar="DIR", help="small one that guesses")
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
     group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
+    return group
+
+
+def add_layer_skip(group: argparse._ArgumentGroup) -> None:
+    """The flag that makes the draft out of the target."""
+    group.add_argument(
+        "--layer-skip", type=int, metavar="N", help="draft with the target's first N layers"
+    )
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -299,9 +337,6 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--policy",
         choices=POLICIES,
         help=f"default specbranch; {', '.join(WITHOUT_DRAFT)} need no draft model",
-    )
-    group.add_argument(
-        "--layer-skip", type=int, metavar="N", help="draft with the target's first N layers"
     )
     group.add_argument("--gamma", type=int, metavar="N", help="draft length")
     group.add_argument("--k-max", type=int, metavar="N", help="most branches at a branch point")

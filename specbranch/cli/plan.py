@@ -5,19 +5,35 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from itertools import product
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from specbranch.cli.generate import load_models, load_predictor
-from specbranch.cli.options import Options, UsageError, name_flags
+from specbranch.cli.options import (
+    TRAINED_ON,
+    Options,
+    UsageError,
+    check_folder,
+    model_names,
+    name_flags,
+)
 from specbranch.cli.plan_options import PlanOptions
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from specbranch.models import CausalLM
     from specbranch.planning import Hardware, Plan, Prediction, Traces
-    from specbranch.tokenizer import Tokenizer
 
-Pair = tuple["CausalLM", "CausalLM", "Tokenizer"]
 FEWEST = 20  # of a table's rows that were measured, to print
+
+
+class Work(NamedTuple):
+    """What is run: a pair and the token ids of its prompts."""
+
+    target: CausalLM
+    draft: CausalLM
+    prompts: list[list[int]]
 
 
 def plan(options: Options) -> int:
@@ -27,12 +43,14 @@ def plan(options: Options) -> int:
     try:
         _check_policies(own)
         hardware = None if own.record or own.measure else _given_hardware(own)
-        pair = _pair(options) if own.traces is None or own.measure else None
-        traces = _traces(options, own, pair)
+        loaded = None if own.traces is None else _load(own.traces, options, own)
+        work = _work(options, own) if loaded is None or own.measure else None
+        traces = loaded or _record(options, own, work)
         if own.record:
-            sys.stdout.write(f"{_about(traces)}\nwritten to {options.output}\n")
+            lines = [_about(traces), *_notes(traces), f"written to {options.output}"]
+            sys.stdout.write("\n".join(lines) + "\n")
             return 0
-        hardware = hardware or _measured_hardware(options, own, pair)
+        hardware = hardware or _measured_hardware(options, own, work)
         found = _plan(traces, hardware, own)
     except (ValueError, TypeError) as error:
         raise UsageError(_name_flags(str(error))) from error
@@ -44,47 +62,62 @@ def plan(options: Options) -> int:
     return 0
 
 
-def _pair(options: Options) -> Pair:
-    target, draft, tokenizer = load_models(options)
-    assert draft is not None, "the options name both models or none"
-    return target, draft, tokenizer
-
-
-# ------------------------------------------------------------------------------ traces
-def _traces(options: Options, own: PlanOptions, pair: Pair | None) -> Traces:
-    from specbranch.planning import Origin, Traces, record_traces
-
-    if own.traces is not None:
-        return Traces.load(own.traces)
-    assert pair is not None, "it was loaded"
-    target, draft, _ = pair
-    predictor = None if options.hrad is None else load_predictor(options.hrad, target)
-    names = ("demo/target", "demo/draft")
-    if options.target is not None and options.draft is not None:
-        names = (options.target.resolve().name, options.draft.resolve().name)
-    traces = record_traces(
-        target,
-        draft,
-        _prompts(options, own, pair),
-        options.sampling,
-        verify=own.verify,
-        rollout=own.rollout,
-        predictor=predictor,
-        origin=Origin(*names, prompts=options.prompts),
-    )
-    if options.output is not None:
-        traces.save(options.output)
-    return traces
-
-
-def _prompts(options: Options, own: PlanOptions, pair: Pair) -> list[list[int]]:
+def _work(options: Options, own: PlanOptions) -> Work:
+    """Models and prompts; whether results can be written is seen before."""
     from specbranch.prompts import read_prompts
 
+    if options.output is not None:
+        _check_output(options.output)
     try:
         texts = read_prompts(options.prompts, own.n, options.sampling.seed)
     except (OSError, ValueError, ModuleNotFoundError) as error:
         raise UsageError(f"--prompts: {error}") from error
-    return [pair[2].encode(text) for text in texts]
+    target, draft, tokenizer = load_models(options)
+    assert draft is not None, "the options name a draft with each target"
+    return Work(target, draft, [tokenizer.encode(text) for text in texts])
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir():
+        raise UsageError(f"-o was {str(path)!r}, a directory; it must be a file's name")
+    check_folder("-o", path, path.parent)
+
+
+# ------------------------------------------------------------------------------ traces
+def _load(path: Path, options: Options, own: PlanOptions) -> Traces:
+    """Traces that can be replayed as is asked, on the pair that is measured."""
+    from specbranch.planning import Traces
+    from specbranch.planning.simulate import check_replayable
+    from specbranch.session import Settings
+
+    traces = Traces.load(path)
+    for policy, gamma in product(own.policies, own.gammas):
+        check_replayable(traces, policy, Settings(gamma=gamma), False)
+    theirs = traces.origin.target, traces.origin.draft
+    if own.measure and options.target is None and theirs != model_names(options):
+        raise UsageError(
+            f"--traces are of {_pair(traces)}, and --measure is about the demo pair where no other "
+            "is given; give --target and --draft"
+        )
+    return traces
+
+
+def _record(options: Options, own: PlanOptions, work: Work | None) -> Traces:
+    from specbranch.planning import Origin, record_traces
+
+    assert work is not None, "it was loaded"
+    predictor = None if options.hrad is None else load_predictor(options.hrad, work.target)
+    traces = record_traces(
+        *work,
+        options.sampling,
+        verify=own.verify,
+        rollout=own.rollout,
+        predictor=predictor,
+        origin=Origin(*model_names(options), prompts=options.prompts),
+    )
+    if options.output is not None:
+        traces.save(options.output)
+    return traces
 
 
 # ------------------------------------------------------------------------------ costs
@@ -102,14 +135,11 @@ def _given_hardware(own: PlanOptions) -> Hardware:
     return Hardware(replace(costs, join=own.join, stage=own.stage), parallel=own.parallel)
 
 
-def _measured_hardware(options: Options, own: PlanOptions, pair: Pair | None) -> Hardware:
+def _measured_hardware(options: Options, own: PlanOptions, work: Work | None) -> Hardware:
     from specbranch.planning import measure_costs
 
-    assert pair is not None, "it was loaded"
-    prompts = _prompts(options, own, pair)
-    return measure_costs(
-        pair[0], pair[1], prompts, options.sampling, parallel=own.parallel, verify=own.verify
-    )
+    assert work is not None, "it was loaded"
+    return measure_costs(*work, options.sampling, parallel=own.parallel, verify=own.verify)
 
 
 def _check_policies(own: PlanOptions) -> None:
@@ -141,11 +171,20 @@ def _plan(traces: Traces, hardware: Hardware, own: PlanOptions) -> Plan:
 def _about(traces: Traces) -> str:
     origin, count = traces.origin, len(traces.requests)
     tokens = sum(trace.end for trace in traces.requests)
-    pair = f"{origin.target or 'target'} and {origin.draft or 'draft'}"
     return (
-        f"{pair}: {count} prompts ({origin.prompts or 'unnamed'}), {tokens} tokens, temperature "
-        f"{origin.temperature:g}, {origin.verify}, acceptance {traces.acceptance_rate:.2f}"
+        f"{_pair(traces)}: {count} prompts ({origin.prompts or 'unnamed'}), {tokens} tokens, "
+        f"temperature {origin.temperature:g}, {origin.verify}, "
+        f"acceptance {traces.acceptance_rate:.2f}"
     )
+
+
+def _pair(traces: Traces) -> str:
+    return f"{traces.origin.target or 'target'} and {traces.origin.draft or 'draft'}"
+
+
+def _notes(traces: Traces) -> list[str]:
+    is_own = traces.origin.target == "demo/target" and traces.origin.prompts == "stdlib"
+    return [TRAINED_ON] if is_own else []
 
 
 def _lines(traces: Traces, hardware: Hardware, found: Plan, unit: str | None) -> list[str]:
@@ -157,6 +196,7 @@ def _lines(traces: Traces, hardware: Hardware, found: Plan, unit: str | None) ->
     lanes = "in parallel" if hardware.parallel else "one after the other"
     return [
         _about(traces),
+        *_notes(traces),
         f"lanes {lanes}; {_costs(hardware, unit)}",
         "",
         head,
@@ -177,9 +217,11 @@ def _short(points: list[tuple[int, float]]) -> str:
 
 
 def _row(each: Prediction, unit: str | None) -> str:
+    from specbranch.planning.simulate import STAGED
+
     stats, settings = each.stats, each.settings
     scale = 1e3 if unit else 1.0
-    knows_k = each.policy in ("specbranch", "fanout")
+    knows_k = each.policy in STAGED
     cells = [
         "-" if each.policy == "ar" else str(settings.gamma),
         str(settings.k_max) if knows_k else "-",
@@ -197,6 +239,7 @@ def _object(traces: Traces, hardware: Hardware, found: Plan, unit: str | None) -
 
     return {
         "traces": asdict(traces.origin) | {"acceptance_rate": traces.acceptance_rate},
+        "notes": _notes(traces),
         "hardware": hardware.to_dict() | {"unit": unit or "draft forwards"},
         "num_tried": found.num_tried,
         "best": [each.to_dict() for each in found.best],

@@ -13,8 +13,20 @@ from specbranch.sampling_params import SamplingParams, check_float, check_int
 DEFAULT_N, DEFAULT_TOKENS = 8, 64
 # Defaults here are those of specbranch.planning, which imports torch.
 POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
+NOT_REPLAYED = ("lookahead", "auto")  # named here so that the error says why
 GAMMAS, K_MAXES, EPSILONS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8), (0.0, 0.1, 0.2, 0.4, 0.6)
+DEFAULTS = {"device": "cpu", "dtype": "auto"}  # of flags that have one in the parser
+_HOST = ("join_ms", "draft_overhead_ms")
+_RECORDING = ("rollout", "hrad")
+_REPLAYING = (
+    "speed_ratio", "target_ms", "draft_ms", *_HOST, "measure", "parallel", "serial", "policies",
+    "gammas", "k_maxes", "epsilons", "json",
+)  # fmt: skip
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
+_RUNNING = (
+    "target", "draft", "layer_skip", "device", "draft_device", "dtype", "prompts", "n", "verify",
+    *_SAMPLING,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,11 +66,11 @@ def add_plan(commands: Any) -> argparse.ArgumentParser:
     plan: argparse.ArgumentParser = commands.add_parser(
         "plan",
         help="predict the speedup of each policy on other hardware",
-        description="Record what a pair says, once, then replay every policy over it with given "
-        "times of a forward, and print the best setting of each. Without --target and --draft: "
-        "the demo pair.",
+        description="Record what a pair says, once, then replay policies over it (all but "
+        f"{' and '.join(NOT_REPLAYED)}) with given times of a forward, and print the best setting "
+        "of each. Without --target and --draft: the demo pair.",
     )
-    shared.add_models(plan)
+    shared.add_layer_skip(shared.add_models(plan))
     _add_traces(plan)
     _add_costs(plan)
     _add_grid(plan)
@@ -71,8 +83,7 @@ def _add_traces(parser: argparse.ArgumentParser) -> None:
     add("--traces", type=Path, metavar="FILE", help="replay these; default: record some now")
     add("--record", action="store_true", help="only record; needs -o")
     add("-o", "--output", type=Path, metavar="FILE", help="keep what is recorded (.safetensors)")
-    add("--prompts", default="humaneval", metavar="FILE",
-        help="one a line, .jsonl, stdlib or humaneval (default)")  # fmt: skip
+    add("--prompts", metavar="FILE", help="one a line, .jsonl, humaneval or stdlib (default)")
     add("--n", type=int, metavar="N", help=f"most prompts, default {DEFAULT_N}")
     add("--max-new-tokens", type=int, metavar="N", help=f"a prompt, default {DEFAULT_TOKENS}")
     add("--temperature", type=float, metavar="X", help="default 0, greedy")
@@ -101,7 +112,8 @@ def _add_costs(parser: argparse.ArgumentParser) -> None:
 
 def _add_grid(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("settings to try").add_argument
-    add("--policies", nargs="+", choices=(*POLICIES, "lookahead"), metavar="P", help="default all")
+    add("--policies", nargs="+", choices=POLICIES + NOT_REPLAYED, metavar="P",
+        help=f"default {' '.join(POLICIES)}")  # fmt: skip
     add("--gammas", type=int, nargs="+", metavar="N")
     add("--k-maxes", type=int, nargs="+", metavar="N")
     add("--epsilons", type=float, nargs="+", metavar="X")
@@ -109,6 +121,13 @@ def _add_grid(parser: argparse.ArgumentParser) -> None:
 
 def plan_options(args: dict[str, Any]) -> shared.Options:
     """The checked options; raises UsageError with a message that names the flag."""
+    given = {
+        name
+        for name, value in args.items()
+        if value is not None and value is not False and value != DEFAULTS.get(name)
+    }
+    if args["prompts"] is None:
+        args["prompts"] = "stdlib"
     sampling: dict[str, Any] = {"max_new_tokens": DEFAULT_TOKENS}
     sampling |= {key: value for key in _SAMPLING if (value := args.pop(key)) is not None}
     own = _own(args)
@@ -119,6 +138,7 @@ def plan_options(args: dict[str, Any]) -> shared.Options:
         raise shared.UsageError(shared.name_flags(str(error))) from error
     options = shared.Options(**args, sampling=params, plan=PlanOptions(**own))
     _check_together(options, PlanOptions(**own))
+    _check_used(given)
     return options
 
 
@@ -148,6 +168,10 @@ def _check_values(own: dict[str, Any]) -> None:
         values = own.get(name, ())
         for value in values if isinstance(values, tuple) else (values,):
             check_int(flag, value, 1, most)
+    policies = own.get("policies", ())
+    for policy in policies:
+        if policies.count(policy) > 1:
+            raise ValueError(f"--policies: {policy!r} was given twice")
     for value in own.get("epsilons", ()):
         check_float("--epsilons", value, 0.0, 1.0)
     for name, flag in (("join", "--join-ms"), ("stage", "--draft-overhead-ms")):
@@ -159,11 +183,14 @@ def _check_values(own: dict[str, Any]) -> None:
 
 def _check_together(options: shared.Options, own: PlanOptions) -> None:
     """Flags that exclude or need each other."""
-    if (options.target is None) != (options.draft is None):
+    shared.check_layer_skip(options)
+    if options.layer_skip is None and (options.target is None) != (options.draft is None):
         raise shared.UsageError(
             "--target and --draft belong together: give both, or none (demo pair)"
         )
     shared.check_directories(options)
+    shared.check_hrad(options)
+    shared.check_prompts(options)
     if own.record and own.traces is not None:
         raise shared.UsageError("--record and --traces exclude each other")
     if own.record and options.output is None:
@@ -174,9 +201,19 @@ def _check_together(options: shared.Options, own: PlanOptions) -> None:
         raise shared.UsageError(f"--traces was {str(own.traces)!r}; it must be a file")
     if not own.record:
         _check_costs(own)
+        _check_devices(options, own)
         if own.traces is None and max(own.gammas) >= own.rollout:
             raise shared.UsageError(
                 f"--gammas had {max(own.gammas)}; it must be below --rollout, {own.rollout}"
+            )
+
+
+def _check_devices(options: shared.Options, own: PlanOptions) -> None:
+    for flag, device in (("--device", options.device), ("--draft-device", options.draft_device)):
+        if own.measure and str(device).startswith("cuda"):
+            raise shared.UsageError(
+                f"{flag} was {device!r} with --measure; costs can be measured on cpu only: give "
+                "--target-ms and --draft-ms instead"
             )
 
 
@@ -188,3 +225,24 @@ def _check_costs(own: PlanOptions) -> None:
             "give what forwards cost in one way: --speed-ratio C, --target-ms and --draft-ms, or "
             "--measure"
         )
+
+
+def _check_used(given: set[str]) -> None:
+    """Refuse flags that the others leave without effect, and times in two units."""
+    apart = [
+        ("record", _REPLAYING, "nothing is replayed then"),
+        ("traces", _RECORDING, "nothing is recorded then"),
+        ("measure", _HOST, "it is measured too"),
+        ("speed_ratio", _HOST, "with a ratio there are no milliseconds: give --target-ms and "
+         "--draft-ms"),
+    ]  # fmt: skip
+    if "measure" not in given:
+        apart.append(("traces", _RUNNING, "no model runs then"))
+    for flag, others, why in apart:
+        ignored = [_flag(name) for name in others if name in given]
+        if flag in given and ignored:
+            raise shared.UsageError(f"{ignored[0]} was given with {_flag(flag)}; {why}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

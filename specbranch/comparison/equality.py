@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .. import ops
 from ..models.protocol import CausalLM
 from ..sampling_params import SamplingParams
 
@@ -27,8 +28,9 @@ class Difference:
     """Where a run's output leaves ``ar``'s; token -1: it has ended there.
 
     ``gap``: how far the worse of the two tokens is below the target's best, in logits (in
-    ``coupled`` mode at a temperature: over the temperature, with the noise); None where one just
-    ends. ``tolerance``: up to which it is a tie.
+    ``coupled`` mode at a temperature: over the temperature, with the noise, or how far below the
+    cutoff if that is more); None where one just ends. ``tolerance``: up to which it is a tie; None
+    in float32, where nothing is one.
     """
 
     method: str
@@ -83,8 +85,10 @@ def judge(
 
     Returns:
         ``position``; ``gap``: the best score after the common prefix less the worse one of the two
-        tokens' (at least the distance of the two best), None where one output just ends;
-        ``tolerance``; ``is_tie``: in bfloat16 or float16, and the gap is within the tolerance.
+        tokens' (at least the distance of the two best), None where one output just ends. Where
+        top-k, top-p or min-p cut, the best is that of the tokens kept, and one that is cut misses
+        by what it is below the cutoff too. ``tolerance``: None in float32; ``is_tie``: in bfloat16
+        or float16, and the gap is within the tolerance.
     """
     position = first_difference(tokens, wanted)
     assert position is not None, "the caller has seen a difference"
@@ -92,15 +96,31 @@ def judge(
     if position == min(len(tokens), len(wanted)):
         return found
     logits = _next_logits(target, [*prefix, *tokens[:position]])
-    tolerance = TIES.get(target.dtype, TIE) * abs(float(logits.max()))
-    scores = logits
+    missing, scale = logits.max() - logits, 1.0
     if params is not None and params.temperature > 0:
-        tolerance /= params.temperature
-        noise = _noise(params.seed, len(prefix) + position, len(logits))
-        scores = logits.double() / params.temperature + noise
-    gap = float(scores.max()) - float(scores[[tokens[position], wanted[position]]].min())
-    is_tie = target.dtype in TIES and gap <= tolerance
-    return found | {"gap": gap, "tolerance": tolerance, "is_tie": is_tie}
+        missing = _missing(logits, params, len(prefix) + position)
+        scale = params.temperature
+    gap = float(missing[[tokens[position], wanted[position]]].max())
+    if target.dtype not in TIES:
+        return found | {"gap": gap}
+    tolerance = TIES[target.dtype] * abs(float(logits.max())) / scale
+    return found | {"gap": gap, "tolerance": tolerance, "is_tie": gap <= tolerance}
+
+
+def _missing(logits: torch.Tensor, params: SamplingParams, position: int) -> torch.Tensor:
+    """By how much each token ``[V]`` is not the coupled draw, in logits over the temperature.
+
+    A kept token is below the best kept one, with the noise; one that is cut is below the cutoff as
+    well. A top-p cutoff is taken where it is: which tokens make up the mass is not put in doubt.
+    """
+    scores = logits.double() / params.temperature
+    noisy = scores + _noise(params.seed, position, len(logits))
+    if not params.has_cutoff:
+        return noisy.max() - noisy
+    cuts = params.top_k, params.top_p, params.min_p
+    cutoff = float(ops.logit_cutoff(logits[None], params.temperature, *cuts)[0])
+    below_best = noisy[logits >= cutoff].max() - noisy
+    return torch.maximum(below_best, cutoff / params.temperature - scores)
 
 
 def _noise(seed: int, position: int, vocab_size: int) -> torch.Tensor:

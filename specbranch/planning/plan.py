@@ -37,7 +37,7 @@ class Grid:
         plain = Settings()
         gammas = (plain.gamma,) if policy == "ar" else self.gammas
         k_maxes = self.k_maxes if policy in STAGED else (plain.k_max,)
-        knows = policy in ("specbranch", "fanout", "adaedl")
+        knows = policy in (*STAGED, "adaedl")
         epsilons = self.epsilons if knows else (plain.epsilon,)
         for gamma, k_max, epsilon in product(gammas, k_maxes, epsilons):
             yield _settings(gamma, k_max, epsilon, draft_stage)

@@ -1,7 +1,7 @@
 """What each policy would do with the requests of a trace, and how long it would take.
 
 The policies are the engine's own (``specbranch.policies``), run over ``Replay`` in a session's
-place. ``lookahead`` cannot be replayed.
+place. ``lookahead`` and ``auto`` cannot be replayed; ``check_policy`` says why.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .trace import LARGEST_K, Traces
 
 REPLAYED = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
 WITHOUT_DRAFT = ("ar", "ngram")
-STAGED = ("specbranch", "fanout")  # those that look at draft_stage
+STAGED = ("specbranch", "fanout")  # those that look at draft_stage and k_max
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,11 @@ class Prediction:
 
     @property
     def zero_bubble(self) -> float:
-        """The speedup if the target lane never waited: ``c / E[tokens per target forward]``."""
-        return self.ar.seconds / self.stats.target_seconds
+        """The speedup if target lanes never waited, ``ar``'s among them.
+
+        Tokens of a forward over ``ar``'s one, at the price of such a forward over that of ``ar``'s.
+        """
+        return self.ar.target_seconds / self.stats.target_seconds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -185,6 +188,11 @@ def check_policy(policy: str) -> None:
             "policy was 'lookahead', which cannot be replayed: its window reads the target at "
             "places that are not on the text, and a trace holds the text"
         )
+    if policy == "auto":
+        raise ValueError(
+            "policy was 'auto', which cannot be replayed: what it tries next follows the times "
+            "that it measures, and a trace holds none"
+        )
     if policy not in REPLAYED:
         raise ValueError(f"policy was {policy!r}; it must be one of {', '.join(REPLAYED)}")
 
@@ -201,7 +209,7 @@ def check_replayable(traces: Traces, policy: str, settings: Settings, hrad: bool
             f"gamma was {settings.gamma}; with rollouts of {traces.rollout} tokens it must be at "
             f"most {traces.rollout - 1}"
         )
-    if policy in ("specbranch", "fanout") and settings.k_max > LARGEST_K:
+    if policy in STAGED and settings.k_max > LARGEST_K:
         raise ValueError(f"k_max was {settings.k_max}; a trace can tell at most {LARGEST_K}")
     if hrad and (policy != "specbranch" or not traces.origin.hrad):
         raise ValueError(

@@ -6,6 +6,7 @@ alpha: acceptance, i.i.d.; gamma: draft length; c: a target forward in draft for
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import pytest
 
@@ -115,6 +116,16 @@ def test_zero_bubble_limit(policy: str) -> None:
         assert prediction.zero_bubble == pytest.approx(limit, rel=1e-3)
         assert (prediction.speedup > 0.98 * limit) is is_reached
         assert prediction.stats.bubble == pytest.approx(1 - prediction.speedup / limit, abs=1e-3)
+
+
+@pytest.mark.parametrize("policy", ["ar", "sps", "pearl"])
+def test_zero_bubble_limit_is_not_about_the_host(policy: str) -> None:
+    """What the host adds to a round is neither the target's work nor waiting that can be saved."""
+    traces = Traces([iid_trace(0.8, 1000, rollout=9)])
+    costs = replace(Costs.of_ratio(5.0), join=3.0)
+    prediction = simulate(traces, Hardware(costs), policy, Settings(gamma=4))
+    # The last round is cut, so that it commits fewer tokens than it is counted for.
+    assert prediction.zero_bubble == pytest.approx(prediction.stats.tokens_per_round, rel=5e-3)
 
 
 def theorem_1(alpha: float, gamma: int, c: float) -> float:

@@ -102,6 +102,7 @@ def test_bad_recordings(change: dict[str, object], message: str) -> None:
     ("policy", "settings", "hrad", "message"),
     [
         ("lookahead", {}, False, "'lookahead', which cannot be replayed: its window reads"),
+        ("auto", {}, False, "'auto', which cannot be replayed: what it tries next follows"),
         ("best", {}, False, "policy was 'best'; it must be one of ar, sps"),
         ("sps", {"gamma": 9}, False, "gamma was 9; with rollouts of 9 tokens .* at most 8"),
         ("fanout", {"k_max": 33}, False, f"k_max was 33; a trace can tell at most {LARGEST_K}"),
