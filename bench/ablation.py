@@ -43,6 +43,7 @@ from specbranch.session import Settings
 EPSILONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 WIDTHS = (1, 2, 3, 4, 5, 6, 7, 8)
 GAMMAS = (1, 2, 3, 4, 6, 8, 11, 15)
+CLEARLY = 0.03
 ROLLOUT = 31  # replays are exact up to half of it
 # Policies that hedge: policy, draft stage, whether H-RAD is asked.
 WAYS = (
@@ -222,10 +223,10 @@ def _best(rows: Iterable[Row]) -> Row:
 
 
 def _frontier(rows: Iterable[Row]) -> Iterator[Row]:
-    """From the fastest setting down: those that roll back less than every faster one."""
+    """From the fastest setting down: those that roll back clearly less than every faster one."""
     least = float("inf")
     for row in sorted(rows, key=lambda row: -row["speedup"]):
-        if row["RB"] < least:
+        if row["RB"] < least - CLEARLY:
             least = row["RB"]
             yield row
 
@@ -237,9 +238,18 @@ def main() -> int:
         "settings": {key: val for key, val in vars(args).items() if key != "out"}
     }
     result |= Ablation(args).run()
-    text = json.dumps(result, indent=1)
-    args.out.write_text(text + "\n", encoding="utf-8")
+    args.out.write_text(as_text(result), encoding="utf-8")
     return 0
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """JSON, one row a line."""
+    fields = []
+    for key, value in result.items():
+        is_table = isinstance(value, list) and value and isinstance(value[0], dict)
+        rows = ",\n  ".join(map(json.dumps, value)) if is_table else ""
+        fields.append(f' "{key}": ' + (f"[\n  {rows}\n ]" if is_table else json.dumps(value)))
+    return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
 def _log(line: str) -> None:

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from specbranch.comparison.metrics import spread
+
 Result = dict[str, Any]
 Row = dict[str, Any]
 PAIRS = {"aligned": "the demo pair", "worse": "its target with the worse draft"}
@@ -85,14 +87,24 @@ def _same(result: Result) -> str:
 
 
 def _frontier(result: Result) -> str:
+    """What is rolled back can be had for less, at a price: the ways that pay, and what is known."""
     prompts, temperature = _scenes(result)[0]
     lines = _head(["", "speedup", "RB", "tokens/forward", "gamma", "epsilon"])
-    for row in result["rows"]:
-        scene = (row["pair"], row["prompts"], row["temperature"])
-        if row["study"] == "frontier" and scene == ("worse", prompts, temperature):
-            numbers = [f"{row[key]:.2f}" for key in ("speedup", "RB", "tokens_per_round")]
-            cells = [f"`{_name(row)}`", *numbers, f"{row['gamma']}", f"{row['epsilon']:g}"]
-            lines.append(_line(cells))
+    rows = [
+        row
+        for row in result["rows"]
+        if (row["pair"], row["prompts"], row["temperature"]) == ("worse", prompts, temperature)
+    ]
+    shown = [row for row in rows if row["study"] == "best" and row["policy"] in ("sps", "pearl")]
+    shown += [
+        row
+        for row in rows
+        if row["study"] == "frontier" and row["draft_stage"] == "serial" and not row["hrad"]
+    ]
+    for row in shown:
+        numbers = [f"{row[key]:.2f}" for key in ("speedup", "RB", "tokens_per_round")]
+        epsilon = "" if row["study"] == "best" else f"{row['epsilon']:g}"
+        lines.append(_line([f"`{_name(row)}`", *numbers, f"{row['gamma']}", epsilon]))
     return "\n".join(lines) + "\n"
 
 
@@ -143,7 +155,7 @@ def _measured(result: Result) -> str:
     for name in dict.fromkeys(method for _, method in found):
         cells = []
         for place in places:
-            low, median, high = statistics.quantiles(found[place, name], n=4, method="inclusive")
+            median, low, high = spread(found[place, name])
             cells.append(f"{median:.2f} ({low:.2f} - {high:.2f})")
         lines.append(_line([f"`{name}`", *cells]))
     return "\n".join(lines) + "\n"

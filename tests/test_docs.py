@@ -13,7 +13,7 @@ from specbranch.cli.options import parse
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [
     f"docs/{name}.md"
-    for name in ("architectures", "design", "hrad", "kernels", "losslessness", "planning")
+    for name in ("architectures", "design", "hrad", "kernels", "losslessness", "method", "planning")
 ]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
