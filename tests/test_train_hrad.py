@@ -444,7 +444,6 @@ BAD = [
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--layers", "0"], "--layers was 0"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--layers", "9"], "--layers was 9"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--n", "1"], "--n was 1"),
-    (["train-hrad", "--prompts", "stdlib", "-o", "x", "--n", "99999"], "--prompts: num_prompts"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--epochs", "0"], "--epochs was 0"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--batch", "0"], "--batch was 0"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--seed", "-1"], "--seed was -1"),
