@@ -102,14 +102,13 @@ class OurMethod:
 
 
 class TransformersMethod:
-    """``transformers``' ``generate``, assisted when a draft is given; its defaults otherwise."""
+    """``transformers``' ``generate``, its defaults but for what ``more`` says (an assistant)."""
 
     is_ours = False
 
-    def __init__(self, name: str, target: Any, draft: Any, threads: int) -> None:
+    def __init__(self, name: str, target: Any, threads: int, **more: Any) -> None:
         self.name, self._target, self._threads = name, target, threads
-        self._watch = Stopwatch(target.device)
-        self._extra = {} if draft is None else {"assistant_model": draft}
+        self._watch, self._more = Stopwatch(target.device), more
 
     def __call__(self, prompt: Sequence[int], params: SamplingParams) -> Run:
         """Continue ``prompt`` and time it."""
@@ -129,7 +128,7 @@ class TransformersMethod:
                 use_cache=True,
                 pad_token_id=0,
                 **sampling,
-                **self._extra,
+                **self._more,
             )
         seconds = self._watch.stop()
         return Run(out[0, ids.shape[1] :].tolist(), seconds)
@@ -164,6 +163,6 @@ def peer_methods(args: Namespace, target_weights: Weights, draft_weights: Weight
     for name in args.peers:
         for threads in args.peer_threads or [args.threads]:
             suffix = "" if len(args.peer_threads) < 2 else f" threads={threads}"
-            assistant = draft if name == "hf-assisted" else None
-            methods.append(TransformersMethod(name + suffix, target, assistant, threads))
+            more = {"assistant_model": draft} if name == "hf-assisted" else {}
+            methods.append(TransformersMethod(name + suffix, target, threads, **more))
     return methods

@@ -21,6 +21,7 @@ from typing import Any
 import report_ablation
 import report_kernels
 import report_plots
+import report_versus
 
 from specbranch.comparison.metrics import bubble, quotient, spread, total_counters
 
@@ -68,7 +69,7 @@ def filled(text: str) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result, and the line that says how they came about."""
-    for module in (report_kernels, report_ablation):
+    for module in (report_kernels, report_ablation, report_versus):
         if module.is_ours(result):
             return module.tables(result)
     temperatures = sorted({run["temperature"] for run in result["runs"]})

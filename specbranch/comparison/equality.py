@@ -16,6 +16,7 @@ import torch
 from .. import ops
 from ..models.protocol import CausalLM
 from ..sampling_params import SamplingParams
+from .runs import Run
 
 # Two logits may be this far apart, as a share of the best one: neighbouring bfloat16 numbers are
 # up to 2^-7 of their size apart, and each of the two logits may be off by one such step.
@@ -66,6 +67,20 @@ def first_difference(tokens: Sequence[int], wanted: Sequence[int]) -> int | None
         if token != other:
             return position
     return None if len(tokens) == len(wanted) else min(len(tokens), len(wanted))
+
+
+def difference(
+    target: CausalLM,
+    prefix: Sequence[int],
+    run: Run,
+    wanted: Sequence[int],
+    params: SamplingParams | None = None,
+) -> Difference:
+    """Where a run's output, which is not ``wanted``, leaves it; arguments as for ``judge``."""
+    verdict = judge(target, prefix, run.tokens, wanted, params)
+    at = verdict["position"]
+    token, other = (row[at] if at < len(row) else -1 for row in (run.tokens, wanted))
+    return Difference(run.method, run.prompt, run.repeat, token=token, wanted=other, **verdict)
 
 
 def judge(

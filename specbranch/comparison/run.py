@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from ..engine import Engine
 from ..models.protocol import CausalLM
 from ..predictor import Predictor
 from ..sampling_params import SamplingParams, check_int
 from ..tokenizer import Tokenizer
-from .equality import Difference, judge
+from .equality import Difference, difference
 from .measure import Contestant
-from .methods import BASELINE, DEFAULT_METHODS, plan_methods
+from .methods import BASELINE, DEFAULT_METHODS, Method, plan_methods
 from .record import load_average, record
 from .result import Comparison, must_equal
 from .runs import Run
@@ -68,7 +68,7 @@ def compare(
     for contestant in contestants:  # first calls allocate, compile and capture
         warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, WARM_UP_TOKENS))
         contestant.run(tokens[0], warm_up, idx=0, repeat=0)
-    runs = list(_interleaved(contestants, tokens, params, repeat, step))
+    runs = list(interleaved(contestants, tokens, params, repeat, step))
     order = {method.name: idx for idx, method in enumerate(planned)}
     runs.sort(key=lambda run: (run.prompt, run.repeat, order[run.method]))
     return Comparison(
@@ -125,18 +125,32 @@ def _check_lengths(
             )
 
 
-def _interleaved(
-    contestants: list[Contestant],
-    prompts: list[list[int]],
+class Runs(Protocol):
+    """Whatever takes part: a ``Contestant``, or another library's method that looks like one."""
+
+    @property
+    def method(self) -> Method:
+        """Its name counts."""
+        ...
+
+    def run(self, prompt: Sequence[int], params: SamplingParams, *, idx: int, repeat: int) -> Run:
+        """Continue ``prompt``, the one with number ``idx``, and time it."""
+        ...
+
+
+def interleaved(
+    contestants: Sequence[Runs],
+    prompts: Sequence[Sequence[int]],
     params: SamplingParams,
     repeat: int,
     step: Callable[[str], None],
 ) -> Iterator[Run]:
+    """Everybody's turn on each prompt, in an order that rotates from one turn to the next."""
     for idx, prompt in enumerate(prompts):
         seeded = _seeded(params, idx)
         for again in range(repeat):
             first = (idx + again) % len(contestants)
-            for contestant in contestants[first:] + contestants[:first]:
+            for contestant in (*contestants[first:], *contestants[:first]):
                 yield contestant.run(prompt, seeded, idx=idx, repeat=again)
                 step(contestant.method.name)
 
@@ -161,12 +175,7 @@ def _differences(
         if run.method not in names or run.tokens == reference:
             continue
         seeded = _seeded(params, run.prompt)
-        verdict = judge(bound[0].target, prompts[run.prompt], run.tokens, reference, seeded)
-        at = verdict["position"]
-        token, other = (row[at] if at < len(row) else -1 for row in (run.tokens, reference))
-        found.append(
-            Difference(run.method, run.prompt, run.repeat, token=token, wanted=other, **verdict)
-        )
+        found.append(difference(bound[0].target, prompts[run.prompt], run, reference, seeded))
     return found
 
 

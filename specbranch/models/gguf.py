@@ -8,6 +8,7 @@ give another model's output is refused.
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 FAMILIES = ("llama", "qwen2", "qwen3")
-BLOCK_ROWS = 4096  # dequantised at once; the steps in between need several times the result
+BLOCK_ELEMENTS = 1 << 20  # dequantised at once; the steps in between need several times the result
 
 WHOLE_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -289,7 +290,8 @@ class GgufFile:
     def _dequantised(self, tensor: ReaderTensor) -> torch.Tensor:
         quants = _package().quants
         out = np.empty([int(size) for size in reversed(tensor.shape)], dtype=np.float32)
-        step = BLOCK_ROWS if out.ndim > 1 else max(len(out), 1)  # a vector's blocks are not rows
+        # A vector's blocks are not rows.
+        step = max(BLOCK_ELEMENTS // out.shape[-1], 1) if out.ndim > 1 else max(len(out), 1)
         try:
             for begin in range(0, len(out), step):
                 block = slice(begin, begin + step) if out.ndim > 1 else ...
@@ -299,7 +301,14 @@ class GgufFile:
                 f"{self.path}: tensor {tensor.name} has type {tensor.tensor_type.name}, "
                 "which cannot be dequantised"
             ) from error
+        self._forget_pages()
         return torch.from_numpy(out)
+
+    def _forget_pages(self) -> None:
+        """Of the mapped file, what was read counts as this process's memory until it is dropped."""
+        mapped: Any = self._reader.data.base
+        if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def unpermuted(rows: torch.Tensor, heads: int) -> torch.Tensor:

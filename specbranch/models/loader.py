@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -300,15 +302,26 @@ def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> L
     native = get.device.type == "cpu" and backend in (None, "cpu")
     linear = Linear if native else PlainLinear
     embedding = get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
-    layers = [
-        _layer(config, get, linear, f"model.layers.{idx}.") for idx in range(config.num_layers)
-    ]
+    layers = []
+    for idx in range(config.num_layers):
+        layers.append(_layer(config, get, linear, f"model.layers.{idx}."))
+        _return_freed_memory()
     norm = get("model.norm.weight", config.hidden_size)
     head = embedding
     if not config.tied:
         head = get("lm_head.weight", config.vocab_size, config.hidden_size)
     get.check_all_used(config)
-    return LlamaModel(config, embedding, layers, norm, linear(head), backend)
+    packed = linear(head)
+    _return_freed_memory()
+    return LlamaModel(config, embedding, layers, norm, packed, backend)
+
+
+def _return_freed_memory() -> None:
+    """Give the system what was freed between weights that stay; the C library would keep it."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it, musl does not
+        if trim is not None:
+            trim(0)
 
 
 def _layer(
@@ -318,9 +331,13 @@ def _layer(
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
     def fused(parts: dict[str, int], bias: bool, width: int) -> Linear | PlainLinear:
-        weights = [get(f"{at}{name}.weight", rows, width) for name, rows in parts.items()]
+        weight = torch.empty(sum(parts.values()), width, dtype=get.dtype, device=get.device)
+        row = 0
+        for name, rows in parts.items():  # no two of them are in memory at a time
+            weight[row : row + rows] = get(f"{at}{name}.weight", rows, width)
+            row += rows
         biases = [get(f"{at}{name}.bias", rows) for name, rows in parts.items()] if bias else []
-        return linear(torch.cat(weights), torch.cat(biases) if biases else None)
+        return linear(weight, torch.cat(biases) if biases else None)
 
     attention = {
         "self_attn.q_proj": queries,

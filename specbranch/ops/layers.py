@@ -9,6 +9,7 @@ from specbranch import _C
 from specbranch.ops._common import Backend, TensorLike, new_like, shape_of
 
 PANEL = 64  # outputs of a packed weight that lie together
+BLOCK_ELEMENTS = 1 << 20  # of a weight, packed at once
 
 
 def rope_kv_write(
@@ -152,15 +153,31 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
         )
     if weight.dim() != 2:
         raise ValueError(f"weight had shape {list(weight.shape)}, must be [N, K]")
-    narrow = weight.to(torch.bfloat16)
-    exact = weight.dtype == torch.bfloat16 or torch.equal(narrow.to(weight.dtype), weight)
-    kept = narrow if exact else weight.to(torch.float32)
-    padded = F.pad(kept, (0, 0, 0, -len(weight) % PANEL)).view(-1, PANEL, weight.shape[1])
+    # In blocks: what lies between a matrix and its packed form must not take the room of either.
+    step = max(BLOCK_ELEMENTS // max(weight.shape[1], 1) // PANEL, 1) * PANEL
+    begins = range(0, len(weight), step)
+    exact = all(_is_bfloat16(weight[begin : begin + step]) for begin in begins)
+    shape = (-(-len(weight) // PANEL), weight.shape[1], PANEL)
+    packed = weight.new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
+    for begin in begins:
+        panels = _panels(weight[begin : begin + step].to(packed.dtype))
+        packed[begin // PANEL :][: len(panels)] = panels
+    return packed
+
+
+def _is_bfloat16(block: torch.Tensor) -> bool:
+    """Whether every number of ``block`` is a bfloat16 number."""
+    return block.dtype == torch.bfloat16 or torch.equal(block.bfloat16().to(block.dtype), block)
+
+
+def _panels(block: torch.Tensor) -> torch.Tensor:
+    """``block [N, K]`` in panels, a view; its last one is filled up with zeros."""
+    padded = F.pad(block, (0, 0, 0, -len(block) % PANEL)).view(-1, PANEL, block.shape[1])
     panels = padded.transpose(1, 2)
-    if exact:
-        shape = (len(panels), weight.shape[1], -1, 2, 16)
+    if block.dtype == torch.bfloat16:
+        shape = (len(panels), block.shape[1], -1, 2, 16)
         panels = panels.reshape(shape).transpose(3, 4).flatten(2)
-    return panels.contiguous()
+    return panels
 
 
 def linear(

@@ -96,7 +96,7 @@ def test_a_matrix_of_more_rows_than_a_block(
 ) -> None:
     path = write(tmp_path / "model.gguf", made("llama2", "Q8_0"), "Q8_0")
     whole = logits(load_model(path))
-    monkeypatch.setattr(gguf, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(gguf, "BLOCK_ELEMENTS", 7 * 64)
     assert torch.equal(logits(load_model(path)), whole)
 
 

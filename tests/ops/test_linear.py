@@ -8,6 +8,7 @@ import torch
 from ops.arrays import Kind, assert_close, values
 
 from specbranch import load_model, ops
+from specbranch.ops import layers
 from specbranch.pair import DEMO_DIR
 
 SHAPES = [(1, 1, 1), (1, 256, 512), (2, 33, 17), (5, 7, 16), (13, 64, 100), (40, 48, 31), (0, 8, 4)]
@@ -91,6 +92,18 @@ def test_threads_do_not_change_the_result() -> None:
         with ops.limit_threads(count):
             outputs.append(ops.linear(x, packed, 4096))
     assert torch.equal(*outputs)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_matrix_of_more_rows_than_a_block(exact: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(4)
+    weight = torch.randn(330, 20).bfloat16().float()
+    if not exact:
+        weight[-1, -1] += 1e-4  # one number in the last block decides for all of them
+    whole = ops.pack_weight(weight)
+    assert whole.dtype == (torch.bfloat16 if exact else torch.float32)
+    monkeypatch.setattr(layers, "BLOCK_ELEMENTS", 130 * 20)
+    assert torch.equal(ops.pack_weight(weight), whole)
 
 
 def test_nothing_is_written_beyond_the_output() -> None:
