@@ -93,7 +93,7 @@ def test_the_callers_timeline_is_filled_too() -> None:
         ({"rounds": "device"}, "policy was 'auto'; on the device it must be"),
         ({"predictor": object()}, "predictor was given with policy 'auto'"),
     ],
-    ids=str,
+    ids=["verify", "draft_stage", "rounds", "predictor"],
 )
 def test_what_it_does_not_take(given: dict, message: str) -> None:
     target, draft = (TableModel.random(8, seed=seed) for seed in (1, 2))
