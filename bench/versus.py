@@ -93,7 +93,10 @@ def _measure(subject: Subject, args: argparse.Namespace) -> Row:
     if all(entry.name != GENERATE for entry in everybody):
         raise ValueError(f"{GENERATE} did not run, and everybody is compared with it")
     contestants = [entry.contestant for entry in everybody]
-    runs = list(interleaved(contestants, prompts, params, args.repeat, _log))
+    runs = []
+    for run in interleaved(contestants, prompts, params, args.repeat, lambda name: None):
+        _log(f"prompt {run.prompt:2d} {run.method:40s} {run.tokens_per_second:8.1f} tokens/s")
+        runs.append(run)
     differing = _differences(subject.ours, runs, prompts)
     ours = {entry.name for entry in everybody if entry.is_ours}
     return {

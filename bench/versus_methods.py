@@ -124,6 +124,7 @@ def entries(
     for draft in subject.drafts:
         assisted = transformers(ASSISTED, assistant_model=draft.theirs)
         made.append((ASSISTED, draft.name, assisted))
+    for draft in subject.drafts:
         made.append((FLASHSPEC, draft.name, _flashspec(theirs, draft, threads)))
     absent = []
     for method, drafted_by, make in made:
