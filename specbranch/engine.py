@@ -114,7 +114,7 @@ class Engine:
         gamma, k_max, epsilon, draft_stage, verify, max_ngram, window: see ``Settings``; None takes
             its default.
         max_seq_len: most tokens of prompt and output together; the models' own limit by default.
-        predictor: H-RAD (``HRad.load``), for ``policy="specbranch"``; None lets the draft's
+        predictor: H-RAD (``HRad.load``), read by ``policy="specbranch"``; None lets the draft's
             confidence decide alone.
         threads: CPU cores to use, all by default.
         lanes: where the two models run; by default threads for policies that overlap.
@@ -162,8 +162,6 @@ class Engine:
         }
         chosen = {key: val for key, val in given.items() if val is not None}
         self.settings = Settings(**DEFAULTS.get(policy, {}) | chosen)  # type: ignore[arg-type]
-        if predictor is not None and policy != "specbranch":
-            raise ValueError(f"predictor was given with policy {policy!r}; only specbranch asks it")
         method = self._method = POLICIES[policy](predictor)
         if method.needs_draft and draft is None:
             raise ValueError(f"draft was None; policy {policy!r} needs a draft model")

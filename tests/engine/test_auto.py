@@ -91,9 +91,8 @@ def test_the_callers_timeline_is_filled_too() -> None:
         ({"verify": "rejection"}, "verify was 'rejection'; with policy 'auto'"),
         ({"draft_stage": "serial"}, "draft_stage was 'serial'; policy 'auto' chooses it"),
         ({"rounds": "device"}, "policy was 'auto'; on the device it must be"),
-        ({"predictor": object()}, "predictor was given with policy 'auto'"),
     ],
-    ids=["verify", "draft_stage", "rounds", "predictor"],
+    ids=["verify", "draft_stage", "rounds"],
 )
 def test_what_it_does_not_take(given: dict, message: str) -> None:
     target, draft = (TableModel.random(8, seed=seed) for seed in (1, 2))
