@@ -312,11 +312,11 @@ def test_fanout_has_the_continuation_of_a_rejection_ready() -> None:
     session, policy = open_session(target, draft, gamma=4, k_max=8, epsilon=0.0), FanOut()
     bridged = 0
     for _ in range(25):
-        before = len(policy._chain)
+        before = len(policy._chain or ())
         committed = policy.round(session)
         broken = committed.origins.count("chain") < before
         hit = committed.origins[-1] == "branch"
-        assert hit == (len(policy._chain) > 0)
+        assert hit == (policy._chain is not None) == bool(policy._chain)
         bridged += broken and hit
         # Both caches hold the text but for its last token.
         assert session.target.length == session.draft.length == session.length - 1
@@ -324,8 +324,9 @@ def test_fanout_has_the_continuation_of_a_rejection_ready() -> None:
     assert bridged >= 3
 
 
-def test_fanout_accounts_for_every_drafted_token() -> None:
-    tried = engine("fanout", *models(), epsilon=0.4)
+@pytest.mark.parametrize("stage", ["overlap", "serial"])
+def test_fanout_accounts_for_every_drafted_token(stage: str) -> None:
+    tried = engine("fanout", *models(), epsilon=0.4, draft_stage=stage)
     params = SamplingParams(max_new_tokens=400, temperature=1.0)
     result = tried.generate(PROMPT, params)
     stats = result.stats
