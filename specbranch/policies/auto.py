@@ -33,17 +33,22 @@ class Auto:
     """Whatever is fastest, found while decoding.
 
     Args:
-        tuner: what earlier requests have taught; None: nothing yet.
+        tuner: what earlier requests have taught; None: ``begin`` makes one.
     """
 
     needs_draft = True
     overlaps = True
 
     def __init__(self, tuner: Tuner | None = None) -> None:
-        self.tuner = tuner
-        self._given: Settings | None = None
+        self._tuner = tuner
         self._arm = Arm("ar")
         self._inner: Autoregressive | SpeculativeSampling | SpecBranch = Autoregressive()
+
+    @property
+    def tuner(self) -> Tuner:
+        """What is known, of all requests of the engine."""
+        assert self._tuner is not None, "the engine begins before the first request"
+        return self._tuner
 
     def begin(self, settings: Settings, lanes: Lanes) -> None:
         """Get ready to learn; once an engine.
@@ -56,39 +61,33 @@ class Auto:
                 f"verify was {settings.verify!r}; with policy 'auto', whose choices follow the "
                 "clock, it must be coupled"
             )
-        self.tuner = Tuner(settings, parallel=not isinstance(lanes, SerialLanes))
+        self._tuner = Tuner(settings, parallel=not isinstance(lanes, SerialLanes))
 
     def renew(self) -> Auto:
         """A policy for the next request, which goes on learning where this one was."""
-        return Auto(self.tuner)
+        return Auto(self._tuner)
 
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
-        tuner = self._tuner_for(session)
-        has_chain = isinstance(self._inner, SpecBranch) and self._inner.has_chain
-        arm = tuner.next_arm(has_chain=has_chain)
+        tuner = self.tuner
+        arm = tuner.next_arm(has_chain=self._chain_length > 0)
         started = time.perf_counter()
         if arm != self._arm:
             self._change(session, arm)
-        looked_at = tuner.is_curious
-        committed = self._observed(session, tuner) if looked_at else self._round(session)
+        committed = self._observed(session) if tuner.is_curious else self._round(session)
         tuner.count(len(committed.tokens), time.perf_counter() - started)
         return committed
 
-    def _tuner_for(self, session: Session) -> Tuner:
-        if self._given is None:
-            self._given = session.settings
-        if self.tuner is None:
-            self.begin(self._given, session.lanes)
-        assert self.tuner is not None, "begin makes one"
-        return self.tuner
+    @property
+    def _chain_length(self) -> int:
+        """Tokens that are drafted for the next round already."""
+        return self._inner.chain_length if isinstance(self._inner, SpecBranch) else 0
 
     def _change(self, session: Session, arm: Arm) -> None:
         if isinstance(self._inner, SpecBranch):
             self._inner.drop(session)
-        assert self._given is not None, "the first round has set it"
         self._arm = arm
-        session.settings = arm.settings(self._given)
+        session.settings = arm.settings(self.tuner.settings)
         if arm.gamma:
             session.catch_up()
         if arm.k_max:
@@ -104,10 +103,9 @@ class Auto:
         with ops.limit_threads(cores):
             return self._inner.round(session)
 
-    def _observed(self, session: Session, tuner: Tuner) -> Committed:
+    def _observed(self, session: Session) -> Committed:
         """A round with a timeline; the caller's own one gets it too."""
         theirs, timeline = session.timeline, Timeline()
-        before = session.stats.branch_points, session.stats.branch_hits
         is_short = session.chain_room() <= self._arm.gamma
         session.timeline = timeline
         started = time.perf_counter()
@@ -115,38 +113,34 @@ class Auto:
             committed = self._round(session)
         finally:
             session.timeline = theirs
-        seconds = time.perf_counter() - started
-        reached = session.stats.branch_points > before[0]
-        hit = session.stats.branch_hits > before[1] if reached else None
-        kept = self._inner.chain_length if isinstance(self._inner, SpecBranch) and hit else None
-        tuner.observe(self._arm, _observation(timeline, seconds, hit, kept, is_short))
+        seen = self._observation(timeline, time.perf_counter() - started, is_short)
+        self.tuner.observe(self._arm, seen)
         if theirs is not None:
             theirs.extend(timeline)
         return committed
 
-
-def _observation(
-    timeline: Timeline, seconds: float, hit: bool | None, kept: int | None, is_short: bool
-) -> Observation:
-    """A round's costs, by kind of work."""
-    ended = timeline.rounds[-1]
-    by_work = {span.work: span for span in timeline.spans}
-    chain, growth = by_work.get("chain"), by_work.get("branches")
-    return Observation(
-        seconds=seconds,
-        num_drafted=ended.num_drafted,
-        num_accepted=ended.num_accepted,
-        forward=by_work["forward"].seconds,
-        verify=by_work["verify"].seconds,
-        chain_step=_a_forward(chain),
-        num_chain_steps=chain.forwards if chain else 0,
-        branch_step=_a_forward(growth),
-        num_branch_steps=growth.forwards if growth else 0,
-        read=_a_forward(by_work.get("read")),
-        hit=hit,
-        num_kept=kept,
-        is_short=is_short,
-    )
+    def _observation(self, timeline: Timeline, seconds: float, is_short: bool) -> Observation:
+        """A round's costs, by kind of work, and its outcome."""
+        ended = timeline.rounds[-1]
+        reached = bool(self._arm.k_max) and ended.num_accepted == ended.num_drafted
+        hit = ended.last == "branch"
+        by_work = {span.work: span for span in timeline.spans}
+        chain, growth = by_work.get("chain"), by_work.get("branches")
+        return Observation(
+            seconds=seconds,
+            num_drafted=ended.num_drafted,
+            num_accepted=ended.num_accepted,
+            forward=by_work["forward"].seconds,
+            verify=by_work["verify"].seconds,
+            chain_step=_a_forward(chain),
+            num_chain_steps=chain.forwards if chain else 0,
+            branch_step=_a_forward(growth),
+            num_branch_steps=growth.forwards if growth else 0,
+            read=_a_forward(by_work.get("read")),
+            hit=hit if reached else None,
+            num_kept=self._chain_length if hit else None,
+            is_short=is_short,
+        )
 
 
 def _a_forward(span: Span | None) -> float | None:

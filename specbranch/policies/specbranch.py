@@ -41,14 +41,9 @@ class SpecBranch:
         """Tokens that are drafted for the next round already."""
         return len(self._chain or ())
 
-    @property
-    def has_chain(self) -> bool:
-        """Whether there are any."""
-        return self.chain_length > 0
-
     def drop(self, session: Session) -> None:
         """Forget the next round's chain: another policy goes on from the committed text."""
-        session.stats.pruned += len(self._chain or ())
+        session.stats.pruned += self.chain_length
         # Not the last committed token either: what follows it must be asked for again.
         session.draft.rollback(min(session.draft.length, session.length - 1))
         self._chain = None

@@ -156,7 +156,7 @@ class Tuner:
         for arm in self.arms:
             if self._rounds[arm.family] < FIRST_TRIALS:
                 same = (each for each in self.arms if each.family == arm.family)
-                return self._stretch(max(same, key=values.__getitem__), TRIAL)
+                return Stretch(max(same, key=values.__getitem__), TRIAL)
         best = max(self.arms, key=values.__getitem__)
         if values[best] > BETTER * values[self.best]:
             self.best = best
@@ -165,16 +165,13 @@ class Tuner:
             others = [arm for arm in self.arms if arm.kind != self.best.kind]
             other = max(others, key=hopes.__getitem__)
             if hopes[other] > values[self.best]:
-                return self._stretch(other, TRIAL)
-        return self._stretch(self.best, rounds)
+                return Stretch(other, TRIAL)
+        return Stretch(self.best, rounds)
 
     def _allowance(self) -> float:
         """Seconds that exploring may have taken; a larger share at first."""
         rounds = sum(self._rounds.values())
         return EXPLORE * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
-
-    def _stretch(self, arm: Arm, rounds: int) -> Stretch:
-        return Stretch(arm, rounds)
 
     def _hope(self, arm: Arm) -> float:
         return HOPE / math.sqrt(1.0 + self._seen[arm.family] / HOPE_TOKENS)
