@@ -500,7 +500,7 @@ class Session:
 
         ``path``: the nodes of the accepted tokens, where the target read a tree.
         """
-        accepted, stats = verdict.num_accepted, self.stats
+        accepted = verdict.num_accepted
         own = [verdict.next_token] if verdict.next_token >= 0 else []
         nodes = range(accepted) if path is None else path
         # The last committed token is not in the target's cache yet.
@@ -508,18 +508,12 @@ class Session:
         valid = self.length + accepted
         if self._draft is not None and own and verdict.survivor < 0:
             self.draft.rollback(min(self.draft.length, valid))
-        rejected = accepted < len(chain)
-        stats.rounds += 1
-        stats.accepted += accepted
-        stats.accepted_chain += accepted
-        stats.rejections += rejected
-        stats.rolled_back += len(chain) - accepted
         if plain:
             last = "plain"
         elif verdict.survivor >= 0:
             last = "branch"
         else:
-            last = "recovered" if rejected else "bonus"
+            last = "recovered" if accepted < len(chain) else "bonus"
         committed = Committed(
             [*chain.tokens[:accepted], *own], ["chain"] * accepted + [last] * len(own)
         )
@@ -528,5 +522,5 @@ class Session:
                 Round(self.length, len(chain), accepted, len(committed.tokens), last)
             )
         self.tokens += committed.tokens
-        stats.committed += len(committed.tokens)
+        self.stats.count_round(len(chain), accepted, len(committed.tokens))
         return committed

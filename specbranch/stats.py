@@ -40,6 +40,30 @@ class Stats:
     branch_points: int = 0
     branch_hits: int = 0
 
+    def count_round(self, num_drafted: int, num_accepted: int, num_committed: int) -> None:
+        """A round has judged a chain and committed its tokens."""
+        self.rounds += 1
+        self.accepted += num_accepted
+        self.accepted_chain += num_accepted
+        self.rejections += num_accepted < num_drafted
+        self.rolled_back += num_drafted - num_accepted
+        self.committed += num_committed
+
+    def count_branches(
+        self, num_branches: int, main_line: int, *, reached: bool, hit: bool
+    ) -> None:
+        """A branch stage is over: each branch had ``main_line`` tokens, its head included.
+
+        ``reached``: the branch point was; ``hit``: the token there was a head, whose branch is the
+        main line.
+        """
+        self.drafted += main_line
+        self.sibling_tokens += max(num_branches - 1, 0) * main_line
+        self.branch_points += reached
+        self.branch_hits += hit
+        self.accepted += hit
+        self.rolled_back += 0 if hit else main_line
+
     @property
     def decode_seconds(self) -> float:
         """Wall seconds after the prompt was processed."""

@@ -297,17 +297,12 @@ class Replay:
     # ------------------------------------------------------------------ commit
     def commit(self, chain: Chain, verdict: Verdict, *, plain: bool = False) -> Committed:
         """As ``Session.commit``; ends the round."""
-        accepted, stats = verdict.num_accepted, self.stats
+        accepted = verdict.num_accepted
         own = [verdict.next_token] if verdict.next_token >= 0 else []
         if own and verdict.survivor < 0:
             self._cached = min(self._cached, self.length + accepted)
-        stats.rounds += 1
-        stats.accepted += accepted
-        stats.accepted_chain += accepted
-        stats.rejections += accepted < len(chain)
-        stats.rolled_back += len(chain) - accepted
         tokens = [*chain.tokens[:accepted], *own]
-        stats.committed += len(tokens)
+        self.stats.count_round(len(chain), accepted, len(tokens))
         self.length += len(tokens)
         self.tokens += tokens
         self.clock.now += self._join

@@ -78,15 +78,10 @@ class FanOut:
 
     def _next_chain(self, session: Session, fan: Fan, survivor: int) -> Chain | None:
         """What is kept of the branch that was hit."""
-        stats, main_line = session.stats, 1 + fan.steps
-        stats.branch_points += 1
-        stats.drafted += main_line
-        stats.sibling_tokens += (len(fan.heads) - 1) * main_line
-        if survivor < 0:
-            stats.rolled_back += main_line
+        stats, hit = session.stats, survivor >= 0
+        stats.count_branches(len(fan.heads), 1 + fan.steps, reached=True, hit=hit)
+        if not hit:
             return None
-        stats.branch_hits += 1
-        stats.accepted += 1
         confidence = fan.confidence[:, survivor].tolist()
         kept = min(num_confident(confidence, session.settings.epsilon), session.chain_room())
         stats.pruned += fan.steps - kept

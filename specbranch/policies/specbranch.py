@@ -59,15 +59,10 @@ class SpecBranch:
     ) -> Chain | None:
         """Posterior drafting: how much of the surviving branch to trust."""
         stats, idx = session.stats, verdict.survivor
-        main_line = 1 + branches.steps
-        stats.drafted += main_line
-        stats.sibling_tokens += (len(branches) - 1) * main_line
-        stats.branch_points += verdict.num_accepted == num_verified
+        reached = verdict.num_accepted == num_verified
+        stats.count_branches(len(branches), 1 + branches.steps, reached=reached, hit=idx >= 0)
         if idx < 0:
-            stats.rolled_back += main_line
             return None
-        stats.branch_hits += 1
-        stats.accepted += 1
         keep = Keep.CONFIDENT
         if self.predictor is not None:
             keep = self.predictor.predict(session.target_features(), verdict.next_token)

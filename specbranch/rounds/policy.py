@@ -9,6 +9,7 @@ import torch
 from ..ops.rounds import REPORT_HEAD
 from ..policies.ar import Autoregressive
 from ..session import Committed, Session
+from ..stats import Stats
 from .runner import Runner
 from .specbranch import SpecBranchProgram
 
@@ -68,36 +69,21 @@ class DeviceRounds:
             )
         last = _origin(self.program.plain, accepted < verified, survivor)
         tokens = [*row[REPORT_HEAD : REPORT_HEAD + accepted], token]
-        self._count(session, accepted, verified, survivor, kept, branches)
         session.tokens += tokens
-        session.stats.committed += len(tokens)
+        session.stats.count_round(verified, accepted, len(tokens))
+        self._count_drafts(session.stats, accepted == verified, survivor, kept, branches)
         return Committed(tokens, ["chain"] * accepted + [last])
 
-    def _count(
-        self,
-        session: Session,
-        accepted: int,
-        verified: int,
-        survivor: int,
-        kept: int,
-        branches: int,
+    def _count_drafts(
+        self, stats: Stats, reached: bool, survivor: int, kept: int, branches: int
     ) -> None:
-        """The counters that a round of ``policies/`` keeps."""
-        stats, gamma = session.stats, self.program.gamma
-        stats.rounds += 1
+        """The counters of forwards and drafts that a round of ``policies/`` keeps."""
+        gamma, hit = self.program.gamma, survivor >= 0
         stats.target_forwards += 1
-        stats.accepted += accepted + (survivor >= 0)
-        stats.accepted_chain += accepted
-        stats.rejections += accepted < verified
-        stats.rolled_back += verified - accepted
         if isinstance(self.program, SpecBranchProgram):
             stats.draft_forwards += 1 + gamma
-            stats.drafted += 1 + gamma
-            stats.sibling_tokens += max(branches - 1, 0) * (1 + gamma)
-            stats.branch_points += accepted == verified
-            stats.branch_hits += survivor >= 0
-            stats.pruned += gamma - kept if survivor >= 0 else 0
-            stats.rolled_back += 0 if survivor >= 0 else 1 + gamma
+            stats.count_branches(branches, 1 + gamma, reached=reached, hit=hit)
+            stats.pruned += gamma - kept if hit else 0
         elif not self.program.plain:
             stats.draft_forwards += gamma
             stats.drafted += gamma
