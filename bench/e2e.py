@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import platform
 import re
@@ -215,7 +214,7 @@ def _record(
     return {
         "kind": "e2e",
         "command": shlex.join(["python", "bench/e2e.py", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": machine.today(),
         **machine.commit("specbranch", "csrc"),
         "device": _device(args.device),
         "inflated": _inflated(weights),

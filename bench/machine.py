@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import platform
 import shlex
-import shutil
-import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+# Last: an installed package comes first, but what is read here must not wait for a build.
+sys.path.append(str(ROOT))
+
+from specbranch.host import checkout, device_name, driver, installed, today  # noqa: E402
+
+__all__ = ["ROOT", "commit", "device_name", "driver", "installed", "record", "today"]
 SOURCES = ("specbranch", "csrc", "CMakeLists.txt", "bench/*.py")
 
 
@@ -25,7 +27,7 @@ def record(kind: str, device: str) -> dict[str, Any]:
     return {
         "kind": kind,
         "command": shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *_arguments()]),
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": today(),
         **commit(),
         "device": device_name(device),
         "driver": None if device == "cpu" else driver(),
@@ -42,48 +44,9 @@ def _arguments() -> list[str]:
 
 def commit(*sources: str) -> dict[str, Any]:
     """The commit, and whether the sources differ from it. SUITE_COMMIT serves trees without git."""
-    changed = _git("status", "--porcelain", "--", *(sources or SOURCES))
-    return {
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("SUITE_COMMIT"),
-        "uncommitted_changes": None if changed is None else bool(changed),
-    }
-
-
-def device_name(device: str) -> str:
-    """The GPU's, or the CPU's."""
-    if device != "cpu":
-        import torch
-
-        return str(torch.cuda.get_device_name(device))
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def driver() -> str | None:
-    """Version of the NVIDIA driver."""
-    if shutil.which("nvidia-smi") is None:
-        return None
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True)
-    return done.stdout.split("\n")[0].strip() or None
-
-
-def installed(name: str) -> str | None:
-    """Version of a distribution; CuPy's name says for which CUDA."""
-    for candidate in (name, f"{name}-cuda12x", f"{name}-cuda13x"):
-        try:
-            return version(candidate)
-        except PackageNotFoundError:
-            continue
-    return None
-
-
-def _git(*args: str) -> str | None:
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", "-C", str(ROOT), *args], capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    found = checkout(ROOT, sources or SOURCES)
+    found["commit"] = found["commit"] or os.environ.get("SUITE_COMMIT")
+    return found
 
 
 def main(argv: list[str]) -> None:

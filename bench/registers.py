@@ -11,7 +11,6 @@ lacks a kernel of CMakeLists.txt for some architecture.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import logging
 import re
@@ -67,7 +66,7 @@ def record(text: str) -> dict[str, Any]:
     warnings = [line.strip() for line in text.splitlines() if WARNING.search(line)]
     return {
         "kind": "registers",
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": machine.today(),
         **machine.commit("csrc", "CMakeLists.txt"),
         "nvcc": version[1] if version else _nvcc_version(),
         "warnings": list(dict.fromkeys(warnings)),
