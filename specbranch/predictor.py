@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from .files import read_tensors
 from .models.linear import Linear, PlainLinear
 from .models.protocol import CausalLM
 from .sampling_params import check_int
@@ -220,12 +220,7 @@ _PARTS = ("weight", "bias")
 
 def _read(path: Path) -> tuple[HRadConfig, dict[str, torch.Tensor]]:
     """Config and tensors of a file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, tensors = read_tensors(path, "pt")
     if FORMAT not in metadata:
         raise ValueError(f"{path} is not an H-RAD predictor; specbranch train-hrad makes them")
     try:

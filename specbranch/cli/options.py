@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from specbranch.comparison.methods import WITHOUT_DRAFT
 from specbranch.hrad.settings import TrainSettings
 from specbranch.sampling_params import SamplingParams, check_float, check_int
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 POLICIES = (
     "ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "lookahead", "ngram", "auto",
 )  # fmt: skip
-WITHOUT_DRAFT = ("ar", "lookahead", "ngram")
 DRAFT_STAGES = ("overlap", "serial")
 VERIFICATIONS = ("rejection", "coupled")
 DTYPES = ("auto", "float32", "bfloat16", "float16")

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..files import write_safely
 from ..lanes import Lanes
 from ..models.protocol import CausalLM
 from ..predictor import Keep
@@ -216,13 +216,6 @@ def _fingerprint(model: CausalLM) -> str:
         return type(model).__name__
     some = embedding[:64].float().cpu().numpy().tobytes()
     return hashlib.sha256(some).hexdigest()[:16]
-
-
-def write_safely(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a neighbour, then rename: an interruption leaves no half file behind."""
-    part = path.with_name(path.name + ".part")
-    write(part)
-    os.replace(part, path)
 
 
 def _save(examples: Examples, path: Path) -> None:

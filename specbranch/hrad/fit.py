@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..files import write_safely
 from ..predictor import HIDDEN_WIDTHS, Keep
 from ..progress import Progress
-from .collect import Examples, write_safely
+from .collect import Examples
 from .settings import TrainSettings
 
 CHUNK = 4096

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..files import write_safely
 from ..lanes import SerialLanes
 from ..models.protocol import CausalLM, check_same_vocabulary
 from ..predictor import HRad, HRadConfig, Keep, embedding_of, num_layers_of
-from .collect import Collection, Examples, write_safely
+from .collect import Collection, Examples
 from .evaluate import Score, as_object, as_text, evaluate
 from .fit import Fit
 from .settings import TrainSettings

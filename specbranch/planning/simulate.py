@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from ..comparison.methods import WITHOUT_DRAFT
 from ..hedging import Fan, Hedge, HedgePoints
 from ..policies import POLICIES, Policy
 from ..policies.fanout import FanOut
@@ -21,7 +22,6 @@ from .replay import RecordedPredictor, Replay
 from .trace import LARGEST_K, Traces
 
 REPLAYED = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
-WITHOUT_DRAFT = ("ar", "ngram")
 STAGED = ("specbranch", "fanout")  # those that look at draft_stage and k_max
 
 

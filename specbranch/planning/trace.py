@@ -37,10 +37,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..hrad.collect import write_safely
+from ..files import read_tensors, write_safely
 from ..sampling_params import check_float, check_int
 
 FORMAT = "specbranch-trace-1"  # the key of the description in a file's metadata
@@ -154,12 +153,7 @@ class Traces:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    metadata, tensors = read_tensors(path, "numpy")
     if FORMAT not in metadata:
         raise ValueError(f"{path} does not hold traces; specbranch plan --record makes them")
     origin: dict[str, Any] = json.loads(metadata[FORMAT])
