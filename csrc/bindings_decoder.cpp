@@ -1,5 +1,9 @@
 // The decoder: weights are checked and kept once, a forward passes what changes.
+#include <pybind11/stl.h>
+
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -43,40 +47,54 @@ class Decoder {
     p.N = residual.size(0), p.scale = scale;
     residual.sizes({p.N, p.width});
     out.sizes({p.N, p.width});
-    place(p, cache_, positions_, slots_, prefix_, bits_, hidden_);
+    const DecoderSequence sequence = place(p.N, cache_, positions_, slots_, prefix_, bits_);
+    p.B = 1, p.sequences = &sequence;
+    take_hidden(p, hidden_);
     p.residual = residual.data(), p.out = out.data();
     py::gil_scoped_release release;
     cpu::decoder(p);
   }
 
-  void take_cache(DecoderParams& p, py::handle cache_) const {
+  // Its memory, and S.
+  std::pair<void*, int64_t> take_cache(py::handle cache_) const {
     TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
-    p.S = cache.size(4), p.cache = cache.data();
-    cache.sizes({p.L, 2, 1, p.Hkv, p.S, p.D});
+    cache.sizes({p_.L, 2, 1, p_.Hkv, cache.size(4), p_.D});
+    return {cache.data(), cache.size(4)};
   }
 
-  // Where p.N tokens go, what they see, and where their hidden states are wanted.
-  void place(DecoderParams& p, py::handle cache_, py::handle positions_, py::handle slots_, py::handle prefix_,
-             py::handle bits_, py::handle hidden_) const {
+  // Where hidden states of p.N tokens are wanted.
+  void take_hidden(DecoderParams& p, py::handle hidden_) const {
+    TensorArg hidden("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
+    p.K = hidden.given() ? hidden.size(1) : 0, p.hidden = hidden.data();
+    hidden.sizes({p.N, p.K, p.width});
+    if (p.K > p.L) hidden.fail_value("had more layers than the " + std::to_string(p.L) + " of the decoder");
+  }
+
+  // Where N tokens of a sequence go, and what they see.
+  DecoderSequence place(int64_t N, py::handle cache_, py::handle positions_, py::handle slots_, py::handle prefix_,
+                        py::handle bits_) const {
     TensorArg positions("positions", positions_, kInt32, "[1, N]");
     TensorArg slots("slots", slots_, kInt32, "[1, N]");
     TensorArg prefix("prefix_length", prefix_, kInt32, "[1]");
     TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[1, N, ceil(T / 32)]", kOptional);
-    TensorArg hidden("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
-    p.W = bits.given() ? bits.size(2) : 0, p.K = hidden.given() ? hidden.size(1) : 0;
-    take_cache(p, cache_);
-    positions.sizes({1, p.N});
-    slots.sizes({1, p.N});
+    const auto [cache, S] = take_cache(cache_);
+    const int64_t W = bits.given() ? bits.size(2) : 0;
+    positions.sizes({1, N});
+    slots.sizes({1, N});
     prefix.sizes({1});
-    bits.sizes({1, p.N, p.W});
-    hidden.sizes({p.N, p.K, p.width});
-    if (p.K > p.L) hidden.fail_value("had more layers than the " + std::to_string(p.L) + " of the decoder");
-    check_positions(positions, p.P);
-    check_slots(slots, p.S);
-    check_prefix(prefix, p.N, p.S);
-    if (bits.given()) check_bits(bits, prefix, p.S);
-    p.positions = positions.data<int32_t>(), p.slots = slots.data<int32_t>();
-    p.prefix_length = prefix.data<int32_t>(), p.ancestor_bits = bits.data<uint32_t>(), p.hidden = hidden.data();
+    bits.sizes({1, N, W});
+    check_positions(positions, p_.P);
+    check_slots(slots, S);
+    check_prefix(prefix, N, S);
+    if (bits.given()) check_bits(bits, prefix, S);
+    return {N,
+            S,
+            W,
+            cache,
+            positions.data<int32_t>(),
+            slots.data<int32_t>(),
+            prefix.data<int32_t>(),
+            bits.data<uint32_t>()};
   }
 
   const DecoderParams& params() const { return p_; }
@@ -142,14 +160,62 @@ class Drafter {
     }
   }
 
-  void forward(py::handle cache, py::handle tokens_, py::handle positions, py::handle slots, py::handle prefix,
-               py::handle bits, py::handle hidden, py::handle out_) const {
+  void forward(py::handle cache, py::handle tokens, py::handle positions, py::handle slots, py::handle prefix,
+               py::handle bits, py::handle hidden, py::handle out) const {
+    TensorArg given("tokens", tokens, kInt64, "[N]");
+    run({decoder_.place(given.size(0), cache, positions, slots, prefix, bits)}, given, hidden, out);
+  }
+
+  // sequences: tuples (cache, positions, slots, prefix_length, ancestor_bits); their tokens one after the other.
+  void forward_batch(const py::list& sequences, py::handle tokens, py::handle hidden, py::handle out) const {
+    TensorArg given("tokens", tokens, kInt64, "[N]");
+    std::vector<DecoderSequence> places;
+    for (const py::handle& item : sequences) {
+      const auto s = item.cast<py::tuple>();
+      if (s.size() != 5) throw py::value_error("sequences had a tuple of another length than 5");
+      TensorArg slots("slots", s[2], kInt32, "[1, N]");
+      places.push_back(decoder_.place(slots.size(1), s[0], s[1], s[2], s[3], s[4]));
+      for (size_t i = 0; i + 1 < places.size(); ++i) check_caches(places[i].cache, places.back().cache);
+    }
+    run(places, given, hidden, out);
+  }
+
+  // Returns how many steps were taken.
+  int64_t draft(py::handle cache, py::handle tokens, int32_t prefix, int64_t branches, int64_t steps, bool gumbel,
+                float temperature, int32_t top_k, float top_p, float min_p, int64_t seed, int64_t position,
+                float stop_below, py::handle logits, py::handle cutoff, py::handle drawn, py::handle confidence) const {
+    int64_t taken = 0;
+    draft_all({drafting(cache, tokens, prefix, branches, steps, gumbel, temperature, top_k, top_p, min_p, seed,
+                        position, stop_below, logits, cutoff, drawn, confidence, &taken)});
+    return taken;
+  }
+
+  // sequences: tuples of the arguments of `draft`. Returns how many steps each has taken.
+  std::vector<int64_t> draft_batch(const py::list& sequences) const {
+    using Arguments = std::tuple<py::object, py::object, int32_t, int64_t, int64_t, bool, float, int32_t, float, float,
+                                 int64_t, int64_t, float, py::object, py::object, py::object, py::object>;
+    std::vector<int64_t> taken(sequences.size(), 0);
+    std::vector<DraftSequence> all;
+    for (const py::handle& item : sequences) {
+      int64_t* steps = &taken[all.size()];
+      const auto one = [&](const auto&... arguments) { return drafting(arguments..., steps); };
+      all.push_back(std::apply(one, item.cast<Arguments>()));
+      for (size_t i = 0; i + 1 < all.size(); ++i) check_caches(all[i].cache, all.back().cache);
+    }
+    draft_all(all);
+    return taken;
+  }
+
+ private:
+  void run(const std::vector<DecoderSequence>& sequences, const TensorArg& tokens, py::handle hidden,
+           py::handle out_) const {
     ForwardParams p = model_;
-    TensorArg tokens("tokens", tokens_, kInt64, "[N]");
     TensorArg out("out", out_, type_, "[N, V]", kWritable);
-    p.decoder.N = p.head_rows = tokens.size(0);
-    out.sizes({p.head_rows, p.V});
-    decoder_.place(p.decoder, cache, positions, slots, prefix, bits, hidden);
+    p.decoder.B = static_cast<int64_t>(sequences.size()), p.decoder.sequences = sequences.data();
+    for (const DecoderSequence& s : sequences) p.decoder.N += s.N;
+    tokens.sizes({p.decoder.N});
+    out.sizes({p.decoder.N, p.V});
+    decoder_.take_hidden(p.decoder, hidden);
     check_ids(p.V, tokens);
     p.tokens = tokens.data<int64_t>(), p.logits = out.data();
     if (p.decoder.N == 0) return;
@@ -157,21 +223,19 @@ class Drafter {
     cpu::forward(p);
   }
 
-  // Returns how many steps were taken.
-  int64_t draft(py::handle cache_, py::handle tokens_, int32_t prefix, int64_t branches, int64_t steps, bool gumbel,
-                float temperature, int32_t top_k, float top_p, float min_p, int64_t seed, int64_t position,
-                float stop_below, py::handle logits_, py::handle cutoff_, py::handle drawn_,
-                py::handle confidence_) const {
-    DraftParams p{};
-    p.model = model_;
-    decoder_.take_cache(p.model.decoder, cache_);
+  DraftSequence drafting(py::handle cache, py::handle tokens_, int32_t prefix, int64_t branches, int64_t steps,
+                         bool gumbel, float temperature, int32_t top_k, float top_p, float min_p, int64_t seed,
+                         int64_t position, float stop_below, py::handle logits_, py::handle cutoff_, py::handle drawn_,
+                         py::handle confidence_, int64_t* taken) const {
+    DraftSequence p{};
+    std::tie(p.cache, p.S) = decoder_.take_cache(cache);
     TensorArg tokens("tokens", tokens_, kInt64, "[n]");
     TensorArg logits("out logits", logits_, type_, "[steps, R, V]", kWritable);
     TensorArg cutoff("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
     TensorArg drawn("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
     TensorArg confidence("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
     p.inputs = tokens.size(0), p.branches = branches, p.steps = steps, p.R = logits.size(1), p.prefix = prefix;
-    logits.sizes({logits.size(0), p.R, p.model.V});
+    logits.sizes({logits.size(0), p.R, model_.V});
     for (const TensorArg* arg : {&cutoff, &drawn, &confidence}) arg->sizes({logits.size(0), p.R});
     check(p, tokens, logits);
     p.tokens = tokens.data<int64_t>();
@@ -180,17 +244,20 @@ class Drafter {
     p.cut = top_k > 0 || top_p < 1.0f || min_p > 0.0f;
     p.seed = seed, p.position = position, p.stop_below = stop_below;
     p.logits = logits.data(), p.cutoff = cutoff.data<float>(), p.drawn = drawn.data<int32_t>();
-    p.confidence = confidence.data<float>();
-    int64_t num_steps = 0;
-    p.num_steps = &num_steps;
-    {
-      py::gil_scoped_release release;
-      cpu::draft(p);
-    }
-    return num_steps;
+    p.confidence = confidence.data<float>(), p.num_steps = taken;
+    return p;
   }
 
- private:
+  void draft_all(const std::vector<DraftSequence>& sequences) const {
+    const DraftParams p{model_, static_cast<int64_t>(sequences.size()), sequences.data()};
+    py::gil_scoped_release release;
+    cpu::draft(p);
+  }
+
+  static void check_caches(const void* one, const void* other) {
+    if (one == other) throw py::value_error("sequences had the same cache twice, must have one each");
+  }
+
   static void check_ids(int64_t vocab, const TensorArg& tokens) {
     for (int64_t i = 0; i < tokens.size(0); ++i) {
       const int64_t token = tokens.data<int64_t>()[i];
@@ -200,7 +267,7 @@ class Drafter {
     }
   }
 
-  static void check(const DraftParams& p, const TensorArg& tokens, const TensorArg& logits) {
+  void check(const DraftSequence& p, const TensorArg& tokens, const TensorArg& logits) const {
     if (p.inputs < 1 || p.branches < 1 || (p.branches > 1 && p.branches != p.inputs)) {
       tokens.fail_value("had " + std::to_string(p.inputs) + " entries for " + std::to_string(p.branches) +
                         " branches, must have one a branch (or any number, at least 1, for one branch)");
@@ -208,12 +275,12 @@ class Drafter {
     if (p.steps < 0 || p.steps > logits.size(0) || p.branches > p.R) {
       logits.fail_value("had no room for " + std::to_string(p.steps) + " steps of " + std::to_string(p.branches));
     }
-    check_ids(p.model.V, tokens);
-    const DecoderParams& decoder = p.model.decoder;
+    check_ids(model_.V, tokens);
+    const DecoderParams& decoder = model_.decoder;
     const int64_t last = p.branches == 1 ? p.inputs + p.steps - 1 : p.branches * p.steps;
-    if (p.prefix < 0 || p.prefix + last > decoder.S || p.prefix + p.inputs / p.branches + p.steps > decoder.P + 1) {
+    if (p.prefix < 0 || p.prefix + last > p.S || p.prefix + p.inputs / p.branches + p.steps > decoder.P + 1) {
       tokens.fail_value("would reach slot " + std::to_string(p.prefix + last - 1) + ", must fit into " +
-                        std::to_string(decoder.S) + " slots and " + std::to_string(decoder.P) + " positions");
+                        std::to_string(p.S) + " slots and " + std::to_string(decoder.P) + " positions");
     }
   }
 
@@ -232,7 +299,9 @@ void register_decoder(py::module_& m) {
   py::class_<Drafter>(m, "Drafter")
       .def(py::init<const Decoder&, py::handle, py::handle, py::handle, float>(), py::keep_alive<1, 2>())
       .def("forward", &Drafter::forward)
-      .def("draft", &Drafter::draft);
+      .def("forward_batch", &Drafter::forward_batch)
+      .def("draft", &Drafter::draft)
+      .def("draft_batch", &Drafter::draft_batch);
 }
 
 }  // namespace specbranch

@@ -220,7 +220,8 @@ struct SiluMulParams {
   void* out;            // [rows, F]
 };
 
-// All layers of a Llama decoder, batch 1: the ops above in a row.
+// All layers of a Llama decoder: the ops above in a row. Its rows are the tokens of one sequence, or of several, one
+// after the other, each with a cache of its own: the weights are read once for all of them.
 struct DecoderLinear {
   DType dtype;  // of the weight
   const void* weight;
@@ -235,32 +236,37 @@ struct DecoderLayer {
   const void* mlp_norm;
   DecoderLinear gate_up, down;
 };
-struct DecoderParams {
-  int64_t L, N, width, Hq, Hkv, S, D, F, P, W, K;
-  float eps, scale;
-  DType dtype;
-  const DecoderLayer* layers;     // [L]
-  const void* final_norm;         // [width]
-  const float* cos_table;         // [P, D/2]
-  const float* sin_table;         // [P, D/2]
-  void* residual;                 // in/out [N, width]: the embeddings, then the last layer's output
+struct DecoderSequence {
+  int64_t N, S, W;
   void* cache;                    // [L, 2, 1, Hkv, S, D]
   const int32_t* positions;       // [N]
   const int32_t* slots;           // [N]
   const int32_t* prefix_length;   // [1]
   const uint32_t* ancestor_bits;  // [N, W] or nullptr, as for tree_attention
-  void* hidden;                   // out [N, K, width], outputs of the last K layers; nullptr where K = 0
-  void* out;                      // out [N, width], normalised
+};
+struct DecoderParams {
+  int64_t L, B, N, width, Hq, Hkv, D, F, P, K;  // N: tokens of all B sequences
+  float eps, scale;
+  DType dtype;
+  const DecoderLayer* layers;        // [L]
+  const void* final_norm;            // [width]
+  const float* cos_table;            // [P, D/2]
+  const float* sin_table;            // [P, D/2]
+  const DecoderSequence* sequences;  // [B]
+  void* residual;                    // in/out [N, width]: the embeddings, then the last layer's output
+  void* hidden;                      // out [N, K, width], outputs of the last K layers; nullptr where K = 0
+  void* out;                         // out [N, width], normalised
 };
 
-// From tokens to logits: embedding, decoder, and the head for the last rows.
+// From tokens to logits: embedding, decoder, and the head for the last rows of each sequence.
 struct ForwardParams {
-  DecoderParams decoder;  // its residual and out are the op's own
-  const void* embedding;  // [V, width], decoder.dtype
-  DecoderLinear head;     // V outputs
-  int64_t V, head_rows;
-  const int64_t* tokens;  // [N]
-  void* logits;           // out [head_rows, V], decoder.dtype
+  DecoderParams decoder;     // its residual and out are the op's own
+  const void* embedding;     // [V, width], decoder.dtype
+  DecoderLinear head;        // V outputs
+  int64_t V;
+  const int64_t* tokens;     // [N]
+  const int64_t* head_rows;  // [B] how many of its last rows; nullptr: all rows
+  void* logits;              // out [rows, V], decoder.dtype
 };
 
 // The bookkeeping between two rounds whose state lives on the device; see advance/advance.h.
@@ -301,8 +307,9 @@ struct StopwatchParams {
 // draws from the last `branches` of them; every later step runs one token a branch.
 // branches = 1: the tokens are a chain behind the prefix. branches > 1 (inputs = branches): each is a branch of its own
 // that sees the prefix and itself; step s of branch r lies in slot prefix + s * branches + r.
-struct DraftParams {
-  ForwardParams model;       // weights and cache; what varies with the tokens is filled in by the op
+struct DraftSequence {
+  int64_t S;
+  void* cache;               // [L, 2, 1, Hkv, S, D]
   int64_t inputs, branches, steps, R;  // R >= branches: rows a step has in the outputs
   int32_t prefix;            // slots 0..prefix-1 hold it; the first input has this position, too
   const int64_t* tokens;     // [inputs]
@@ -318,6 +325,11 @@ struct DraftParams {
   int32_t* drawn;            // out [steps, R]; -1: bad row (and the last step)
   float* confidence;         // out [steps, R]: max probability
   int64_t* num_steps;        // out [1]
+};
+struct DraftParams {
+  ForwardParams model;              // weights; what varies with the tokens is filled in by the op
+  int64_t B;
+  const DraftSequence* sequences;   // [B]: those that go on share each step's forward
 };
 
 // ---------------------------------------------------------------------------------------------- one run() per backend

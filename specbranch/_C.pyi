@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 _Tensor: TypeAlias = Any
 _OptionalTensor: TypeAlias = Any | None
+_Sequences: TypeAlias = list[Any]  # of tuples
 
 probe: ModuleType  # the random source and the arithmetic, for tests
 
@@ -224,6 +225,14 @@ class Drafter:
         out: _Tensor,
         /,
     ) -> None: ...
+    def forward_batch(
+        self,
+        sequences: _Sequences,
+        tokens: _Tensor,
+        hidden: _OptionalTensor,
+        out: _Tensor,
+        /,
+    ) -> None: ...
     def draft(
         self,
         cache: _Tensor,
@@ -245,3 +254,4 @@ class Drafter:
         confidence: _Tensor,
         /,
     ) -> int: ...
+    def draft_batch(self, sequences: _Sequences, /) -> list[int]: ...

@@ -8,6 +8,7 @@ same bits.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -127,6 +128,19 @@ class DraftBuffers:
         if self.tokens.device.type != "cpu":
             for host, tensor in zip(self._host, (self.tokens, self.confidence), strict=True):
                 host.copy_(tensor)
+
+
+class DraftRequest(NamedTuple):
+    """The arguments of ``draft_steps``, for models that serve several at a time."""
+
+    state: DecoderState
+    tokens: Sequence[int]
+    branches: int
+    steps: int
+    sampler: Sampler
+    position: int
+    stop_below: float
+    out: DraftBuffers
 
 
 def nan_draft(position: int) -> ValueError:

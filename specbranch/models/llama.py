@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from ..cache import SlotCache
 from ..staging import Staged
 from .config import LlamaConfig
 from .linear import Linear, PlainLinear
-from .protocol import ForwardOutput
-from .state import TreeState, check_room
+from .protocol import DecoderState, ForwardOutput
+from .state import TreeState, check_room, forward_together
 from .trunk import OpsTrunk, Trunk
 
 if TYPE_CHECKING:
-    from ..drafting import DraftBuffers, Sampler
+    from ..drafting import DraftBuffers, DraftRequest, Sampler
 
+Kind = TypeVar("Kind", bound="LlamaState")
 SPARE_POSITIONS = 256
 KEPT_ROWS = 64  # buffers for more rows than this are not kept between calls
 
@@ -141,6 +142,99 @@ class LlamaModel:
         kind = LlamaState if self.drafter is None else NativeLlamaState
         return kind(self, max_seq_len, tree_slots)
 
+    def forward_batch(
+        self,
+        states: Sequence[DecoderState],
+        tokens: Sequence[torch.Tensor],
+        parents: Sequence[Sequence[int] | None],
+        *,
+        hidden_layers: int = 0,
+    ) -> list[ForwardOutput]:
+        """One forward for several states of this model; see ``batched.forward_batch``.
+
+        The weights are read once. On a CPU with packed weights each row is bit for bit what it is
+        in a forward of its own; elsewhere the last bits of torch's matrix products may depend on
+        the number of rows.
+        """
+        ours = self._own(states, LlamaState)
+        read = self._read_nodes if self.drafter is None else self._read_nodes_natively
+        return forward_together(ours, tokens, parents, hidden_layers, read)
+
+    def draft_batch(self, requests: Sequence[DraftRequest]) -> list[int]:
+        """``draft_steps`` of several states; those that go on share each step's forward."""
+        drafter = self.drafter
+        assert drafter is not None, "only native states have draft_steps"
+        wanted = [each for each in requests if each.steps]
+        states = self._own([each.state for each in wanted], NativeLlamaState)
+        pairs = zip(states, wanted, strict=True)
+        sequences = [state.draft_sequence(*each[1:]) for state, each in pairs]
+        taken = drafter.draft_batch(sequences)
+        for state, each, steps in zip(states, wanted, taken, strict=True):
+            state.draft_done(len(each.tokens), each.branches, steps)
+        counts = iter(taken)
+        return [next(counts) if each.steps else 0 for each in requests]
+
+    def _own(self, states: Sequence[DecoderState], kind: type[Kind]) -> list[Kind]:
+        """The states, which must be of this model."""
+        ours = [state for state in states if isinstance(state, kind) and state.model is self]
+        if len(ours) < len(states):
+            raise ValueError("states had one of another model; each must be a state of this one")
+        return ours
+
+    def _read_nodes_natively(
+        self,
+        states: Sequence[LlamaState],
+        tokens: Sequence[torch.Tensor],
+        firsts: Sequence[int],
+        hidden_layers: int,
+    ) -> ForwardOutput:
+        assert self.drafter is not None, "forward_batch has looked"
+        ids = torch.cat([each.long() for each in tokens])
+        out = self.embedding.new_empty(len(ids), self.vocab_size)
+        hidden = self._hidden_room(len(ids), hidden_layers)
+        places = _places(states, tokens, firsts)
+        try:
+            self.drafter.forward_batch(places, ids, out=out, hidden=hidden)
+        except ValueError:
+            for state, each in zip(states, tokens, strict=True):
+                state._check_ids(each)
+            raise
+        return ForwardOutput(out, hidden)
+
+    def _read_nodes(
+        self,
+        states: Sequence[LlamaState],
+        tokens: Sequence[torch.Tensor],
+        firsts: Sequence[int],
+        hidden_layers: int,
+    ) -> ForwardOutput:
+        assert isinstance(self.decoder, OpsTrunk), "the other trunk comes with a drafter"
+        for state, each in zip(states, tokens, strict=True):
+            state._check_ids(each)
+        ids = torch.cat([each.to(self.device) for each in tokens])
+        residual = F.embedding(ids, self.embedding)
+        normed = torch.empty_like(residual)
+        hidden = self._hidden_room(len(ids), hidden_layers)
+        places = _places(states, tokens, firsts)
+        self.decoder.forward_batch(residual, places, out=normed, hidden=hidden)
+        return ForwardOutput(self.head(normed), hidden)
+
+    def _hidden_room(self, count: int, hidden_layers: int) -> torch.Tensor | None:
+        """Room for what is asked for, ``[N, K, d]``."""
+        if not hidden_layers:
+            return None
+        return self.embedding.new_empty(count, hidden_layers, self.config.hidden_size)
+
+
+def _places(
+    states: Sequence[LlamaState], tokens: Sequence[torch.Tensor], firsts: Sequence[int]
+) -> list[ops.DecoderSequence]:
+    """Where each state's new nodes go."""
+    return [
+        state._place(first, len(each)).sequence(state.cache.data)
+        for state, each, first in zip(states, tokens, firsts, strict=True)
+    ]
+
 
 class _Step:
     """Where N new tokens go, what each sees, and buffers for them. Kept and refilled, per N."""
@@ -158,6 +252,10 @@ class _Step:
         self.positions_view, self.slots_view = view[:count], view[count : 2 * count]
         self.prefix_view = view[2 * count : 2 * count + 1]
         self.bits_view = view[2 * count + 1 :].reshape(count, words) if words else None
+
+    def sequence(self, cache: torch.Tensor) -> ops.DecoderSequence:
+        """Its part of a forward of several sequences."""
+        return ops.DecoderSequence(cache, self.positions, self.slots, self.prefix, self.bits)
 
     def upload(self) -> None:
         """Send what was written to the device."""
@@ -245,15 +343,8 @@ class LlamaState(TreeState):
         step.upload()
         return step
 
-    def _hidden(self, count: int, hidden_layers: int) -> torch.Tensor | None:
-        """Room for what is asked for, ``[N, K, d]``."""
-        if not hidden_layers:
-            return None
-        width = self.model.config.hidden_size
-        return self.model.embedding.new_empty(count, hidden_layers, width)
-
     def _logits(self, tokens: torch.Tensor, step: _Step, hidden_layers: int) -> ForwardOutput:
-        hidden = self._hidden(len(tokens), hidden_layers)
+        hidden = self.model._hidden_room(len(tokens), hidden_layers)
         normed = self._decode(tokens, step, hidden)
         return ForwardOutput(self.model.head(normed), hidden)
 
@@ -284,7 +375,8 @@ class NativeLlamaState(LlamaState):
     """A state whose model goes from tokens to logits in one native call (on a CPU)."""
 
     def _logits(self, tokens: torch.Tensor, step: _Step, hidden_layers: int) -> ForwardOutput:
-        drafter, hidden = self.model.drafter, self._hidden(len(tokens), hidden_layers)
+        model, drafter = self.model, self.model.drafter
+        hidden = model._hidden_room(len(tokens), hidden_layers)
         assert drafter is not None, "new_state chooses this class for models that have one"
         ids = tokens if tokens.dtype == torch.int64 else tokens.long()
         try:
@@ -316,17 +408,35 @@ class NativeLlamaState(LlamaState):
         """Several steps in one native call; see ``drafting.draft_steps``."""
         if steps == 0:
             return 0
-        if self.num_nodes:
-            raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
-        params, drafter = sampler.params, self.model.drafter
+        drafter = self.model.drafter
         assert drafter is not None, "new_state chooses this class for models that have one"
         taken = drafter.draft(
+            self.draft_sequence(tokens, branches, steps, sampler, position, stop_below, out)
+        )
+        self.draft_done(len(tokens), branches, taken)
+        return taken
+
+    def draft_sequence(
+        self,
+        tokens: Sequence[int],
+        branches: int,
+        steps: int,
+        sampler: Sampler,
+        position: int,
+        stop_below: float,
+        out: DraftBuffers,
+    ) -> ops.DraftSequence:
+        """What ``draft_steps`` asks of the drafter."""
+        if self.num_nodes:
+            raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
+        params = sampler.params
+        return ops.DraftSequence(
             self.cache.data,
             torch.tensor(tokens, dtype=torch.int64),
             prefix=self.length,
             branches=max(branches, 1),
             steps=steps,
-            draw=sampler.draw,
+            is_gumbel=sampler.draw == "gumbel",
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
@@ -339,9 +449,11 @@ class NativeLlamaState(LlamaState):
             drawn=out.tokens,
             confidence=out.confidence,
         )
+
+    def draft_done(self, num_tokens: int, branches: int, taken: int) -> None:
+        """Tree and prefix after ``taken`` steps behind ``num_tokens`` tokens."""
         if branches:
             parents = [*([-1] * branches), *range((taken - 1) * branches)]
             self.tree.grow(taken * branches, parents)
         else:
-            self.cache.length += len(tokens) + taken - 1
-        return taken
+            self.cache.length += num_tokens + taken - 1

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
+from .batched import forward_batch
 from .protocol import CausalLM, DecoderState, ForwardOutput
 
 NEVER = float("-inf")
@@ -60,6 +61,21 @@ class PaddedModel:
     def new_state(self, max_seq_len: int, tree_slots: int) -> PaddedState:
         """An empty state of the model."""
         return PaddedState(self, self.model.new_state(max_seq_len, tree_slots))
+
+    def forward_batch(
+        self,
+        states: Sequence[PaddedState],
+        tokens: Sequence[torch.Tensor],
+        parents: Sequence[Sequence[int] | None],
+        *,
+        hidden_layers: int = 0,
+    ) -> list[ForwardOutput]:
+        """A forward of several states, by the draft's own means; see ``batched``."""
+        known = [state._known(ids) for state, ids in zip(states, tokens, strict=True)]
+        inner = [state.state for state in states]
+        outputs = forward_batch(self.model, inner, known, parents, hidden_layers=hidden_layers)
+        pairs = zip(states, outputs, strict=True)
+        return [ForwardOutput(state._fitted(out.logits), out.hidden) for state, out in pairs]
 
 
 class PaddedState:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -105,6 +105,16 @@ class TreeState(ABC):
         hidden_layers: int = 0,
     ) -> ForwardOutput:
         """Append ``tokens [N]`` to the tree; logits ``[N, V]`` and the last layers' outputs."""
+        first = self._grow(tokens, parents, hidden_layers)
+        try:
+            with torch.inference_mode():
+                return self._read_nodes(tokens, first, hidden_layers)
+        except Exception:
+            self.tree.truncate(first)
+            raise
+
+    def _grow(self, tokens: torch.Tensor, parents: Sequence[int] | None, hidden_layers: int) -> int:
+        """Check what a forward was given and add the nodes; returns how many there were."""
         self._check_tokens(tokens)
         if len(tokens) == 0:
             raise ValueError("tokens was empty; it must have at least one token")
@@ -117,11 +127,10 @@ class TreeState(ABC):
         self.tree.grow(len(tokens), parents)
         try:
             self._check_depth(first)
-            with torch.inference_mode():
-                return self._read_nodes(tokens, first, hidden_layers)
-        except Exception:
+        except ValueError:
             self.tree.truncate(first)
             raise
+        return first
 
     def commit(self, path: Sequence[int]) -> None:
         """Append a path of pending nodes to the prefix."""
@@ -179,3 +188,39 @@ class TreeState(ABC):
                 f"tokens would reach position {deepest}; positions must be below "
                 f"{self.model.max_seq_len}"
             )
+
+
+State = TypeVar("State", bound=TreeState)
+
+
+def forward_together(
+    states: Sequence[State],
+    tokens: Sequence[torch.Tensor],
+    parents: Sequence[Sequence[int] | None],
+    hidden_layers: int,
+    read: Callable[[Sequence[State], Sequence[torch.Tensor], Sequence[int], int], ForwardOutput],
+) -> list[ForwardOutput]:
+    """A forward of several states, each checked as in its own; one that fails changes none.
+
+    ``read(states, tokens, firsts, hidden_layers)`` runs them: outputs of all rows, one state's
+    after the other's.
+
+    Raises:
+        ValueError, TypeError: as ``TreeState.forward``; or a state that is there twice.
+    """
+    if len({id(state) for state in states}) < len(states):
+        raise ValueError("states had the same state twice; each must be another one")
+    firsts: list[int] = []
+    try:
+        for state, ids, above in zip(states, tokens, parents, strict=True):
+            firsts.append(state._grow(ids, above, hidden_layers))
+        with torch.inference_mode():
+            logits, hidden = read(states, tokens, firsts, hidden_layers)
+    except Exception:
+        for state, first in zip(states, firsts, strict=False):
+            state.tree.truncate(first)
+        raise
+    sizes = [len(ids) for ids in tokens]
+    if hidden is None:
+        return [ForwardOutput(rows, None) for rows in torch.split(logits, sizes)]
+    return list(map(ForwardOutput, torch.split(logits, sizes), torch.split(hidden, sizes)))

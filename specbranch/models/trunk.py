@@ -85,21 +85,53 @@ class OpsTrunk:
         hidden: torch.Tensor | None = None,
     ) -> None:
         """Run N tokens through all layers; arguments as for ``ops.Decoder.forward``."""
+        place = ops.DecoderSequence(cache, positions, slots, prefix_length, ancestor_bits)
+        self.forward_batch(residual, [place], out=out, hidden=hidden)
+
+    def forward_batch(
+        self,
+        residual: torch.Tensor,
+        sequences: Sequence[ops.DecoderSequence],
+        *,
+        out: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+    ) -> None:
+        """The same for the tokens of several sequences, which lie one after the other."""
         kept = 0 if hidden is None else hidden.shape[1]
         delta: torch.Tensor | None = None
         for idx, layer in enumerate(self._layers):
             normed = self._norm(residual, layer.input_norm, delta)
             _keep(hidden, residual, idx - 1 - (len(self._layers) - kept))
             qkv, joined, gate_up, down = layer.plain
-            query = self._rope(qkv(normed), layer, positions, slots, cache[idx])
-            seen = ops.tree_attention(
-                query, cache[idx], prefix_length, ancestor_bits, backend=self._backend
-            )
-            delta = joined(seen.view(len(residual), -1))
+            delta = joined(self._attend_all(qkv(normed), layer, idx, sequences))
             normed = self._norm(residual, layer.mlp_norm, delta)
             delta = down(ops.silu_mul(gate_up(normed), backend=self._backend))
         out.copy_(self._norm(residual, self._final_norm, delta))
         _keep(hidden, residual, kept - 1)
+
+    def _attend_all(
+        self,
+        qkv: torch.Tensor,
+        layer: OpsLayer,
+        idx: int,
+        sequences: Sequence[ops.DecoderSequence],
+    ) -> torch.Tensor:
+        """Attention ``[N, Hq * D]``, sequence by sequence."""
+        if len(sequences) == 1:
+            return self._attend(qkv, layer, idx, sequences[0])
+        rows = torch.split(qkv, [each.slots.shape[1] for each in sequences])
+        pairs = zip(rows, sequences, strict=True)
+        return torch.cat([self._attend(part, layer, idx, each) for part, each in pairs])
+
+    def _attend(
+        self, qkv: torch.Tensor, layer: OpsLayer, idx: int, sequence: ops.DecoderSequence
+    ) -> torch.Tensor:
+        cache, positions, slots, prefix_length, ancestor_bits = sequence
+        query = self._rope(qkv, layer, positions, slots, cache[idx])
+        seen: torch.Tensor = ops.tree_attention(
+            query, cache[idx], prefix_length, ancestor_bits, backend=self._backend
+        )
+        return seen.view(len(qkv), -1)
 
     def _norm(
         self, residual: torch.Tensor, weight: torch.Tensor, delta: torch.Tensor | None

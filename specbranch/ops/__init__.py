@@ -17,7 +17,13 @@ from specbranch.ops.attention import (
     tree_mask,
 )
 from specbranch.ops.cache import kv_commit, kv_write
-from specbranch.ops.decoder import Decoder, Drafter, LayerTensors
+from specbranch.ops.decoder import (
+    Decoder,
+    DecoderSequence,
+    Drafter,
+    DraftSequence,
+    LayerTensors,
+)
 from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
 from specbranch.ops.rounds import RoundState, advance, stopwatch
 from specbranch.ops.sampling import (
@@ -41,6 +47,8 @@ __all__ = [
     "Backend",
     "BranchResult",
     "Decoder",
+    "DecoderSequence",
+    "DraftSequence",
     "Drafter",
     "LayerTensors",
     "RoundState",

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from specbranch import _C
 from specbranch.ops._common import TensorLike
-from specbranch.ops._rows import is_gumbel
 
 
 class LayerTensors(NamedTuple):
@@ -24,6 +23,38 @@ class LayerTensors(NamedTuple):
     gate_up_bias: TensorLike | None
     down: TensorLike  #: d outputs
     down_bias: TensorLike | None
+
+
+class DecoderSequence(NamedTuple):
+    """One of several sequences in a forward: where its n tokens go, and what they see."""
+
+    cache: TensorLike  #: [L, 2, 1, Hkv, S, D], written in place; no two sequences share one
+    positions: TensorLike  #: [1, n] int32
+    slots: TensorLike  #: [1, n] int32
+    prefix_length: TensorLike  #: [1] int32, as for `tree_attention`
+    ancestor_bits: TensorLike | None
+
+
+class DraftSequence(NamedTuple):
+    """What one sequence drafts: see `Drafter.draft`. Outputs have R >= ``branches`` rows a step."""
+
+    cache: TensorLike  #: [L, 2, 1, Hkv, S, D], written from slot `prefix` on
+    tokens: TensorLike  #: [n] int64: a chain behind the prefix (`branches` 1), or n branches' heads
+    prefix: int
+    branches: int
+    steps: int
+    is_gumbel: bool  #: whether `draw` is "gumbel", as for `sample`
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    position: int  #: of the tokens that the first step draws
+    stop_below: float  #: ends after the step by which every branch met a lower confidence
+    logits: TensorLike  #: out [steps, R, V]
+    cutoff: TensorLike  #: out [steps, R], filled only where something is cut
+    drawn: TensorLike  #: out [steps, R] int32; -1: a bad row
+    confidence: TensorLike  #: out [steps, R]
 
 
 class Decoder:
@@ -152,38 +183,34 @@ class Drafter:
             cache, tokens, positions, slots, prefix_length, ancestor_bits, hidden, out
         )
 
-    def draft(
+    def forward_batch(
         self,
-        cache: TensorLike,
+        sequences: list[DecoderSequence],
         tokens: TensorLike,
         *,
-        prefix: int,
-        branches: int,
-        steps: int,
-        draw: str,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        seed: int,
-        position: int,
-        stop_below: float,
-        logits: TensorLike,
-        cutoff: TensorLike,
-        drawn: TensorLike,
-        confidence: TensorLike,
-    ) -> int:
-        """Run ``tokens`` and draw from the last ``branches`` rows, then run what was drawn, ...
+        out: TensorLike,
+        hidden: TensorLike | None = None,
+    ) -> None:
+        """As ``forward``, for several sequences whose tokens lie one after the other.
+
+        The weights are read once for all of them; each sequence's rows and its cache are bit for
+        bit what they would be in a forward of its own.
 
         Args:
-            cache: ``[L, 2, 1, Hkv, S, D]``, written from slot ``prefix`` on.
-            tokens: ``[n]`` int64: a chain behind the prefix (``branches`` 1), or the heads of n =
-                ``branches`` branches; step s of branch r then lies in slot
-                ``prefix + s * branches + r``.
-            position: of the tokens that the first step draws.
-            stop_below: ends after the step by which every branch met a lower confidence.
-            logits, cutoff, drawn, confidence: outputs ``[steps, R, V]`` and ``[steps, R]``, R >=
-                ``branches``; the cutoff only where something is cut. Token -1: a bad row.
+            sequences: each with a cache of its own.
+            tokens: ``[N]`` int64, N the tokens of all sequences.
+            out: ``[N, V]``.
+            hidden: ``[N, K, d]`` or None.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; nothing has been written then.
+        """
+        self._native.forward_batch(sequences, tokens, hidden, out)
+
+    def draft(self, sequence: DraftSequence) -> int:
+        """Run its tokens and draw from the last ``branches`` rows, then run what was drawn, ...
+
+        Step s of branch r lies in slot ``prefix + s * branches + r``.
 
         Returns:
             How many steps were taken.
@@ -191,23 +218,17 @@ class Drafter:
         Raises:
             ValueError, TypeError: an argument does not fit; nothing has been written then.
         """
-        taken: int = self._native.draft(
-            cache,
-            tokens,
-            prefix,
-            branches,
-            steps,
-            is_gumbel(draw),
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-            seed,
-            position,
-            stop_below,
-            logits,
-            cutoff,
-            drawn,
-            confidence,
-        )
+        taken: int = self._native.draft(*sequence)
+        return taken
+
+    def draft_batch(self, sequences: list[DraftSequence]) -> list[int]:
+        """As ``draft`` of each, bit for bit; those that go on share each step's forward.
+
+        Returns:
+            How many steps each has taken.
+
+        Raises:
+            ValueError, TypeError: an argument does not fit; nothing has been written then.
+        """
+        taken: list[int] = self._native.draft_batch(sequences)
         return taken
