@@ -1,104 +1,35 @@
-"""The engine: one request at a time through a policy, streamed as it is committed."""
+"""The engine: requests, one or several, through a policy, streamed as they are committed."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
-from typing import TypeAlias, TypeGuard, TypeVar
+from functools import partial
+from typing import TypeVar, cast, overload
 
 from . import ops
+from .batching import Batch, BatchReport, Hub, SharedModel
+from .batching.batch import named
 from .chat import Message
+from .inputs import Prompt, is_batch, params_of_each, prompt_tokens
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
 from .policies import DEFAULTS, POLICIES, LearningPolicy, Policy, TreePolicy
 from .predictor import HRad, Predictor
+from .request import Event, GenerationResult, Request
 from .rounds import DeviceRounds, Runner, RunnerPool, why_not_on_device
 from .sampling_params import SamplingParams, check_int
-from .session import Committed, Session, Settings
-from .stats import Stats
+from .session import Session, Settings
 from .text import TextStream
 from .timeline import Timeline
 from .tokenizer import Tokenizer
 
+__all__ = ["Engine", "Event", "GenerationResult", "Prompt"]
+
 Done = TypeVar("Done")
-Prompt: TypeAlias = str | Sequence[int] | Sequence[Message]
-
-
-@dataclass(frozen=True)
-class Event:
-    """What one round added to the output; ``text`` lags behind ``tokens`` by what is undecided."""
-
-    tokens: list[int]
-    origins: list[str]
-    text: str
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """A finished request.
-
-    ``tokens`` are the new ones, an end-of-sequence token or the tokens of a stop string included;
-    ``text`` is None without a tokenizer and ends before a stop string. ``origins`` says of each
-    token where it came from: chain, branch, recovered, bonus or plain. ``finish_reason`` is
-    length, eos, stop or cancelled.
-    """
-
-    text: str | None
-    tokens: list[int]
-    origins: list[str]
-    stats: Stats
-    finish_reason: str
-
-
-@dataclass
-class _Request:
-    session: Session
-    stream: TextStream
-    eos: frozenset[int]
-    has_text: bool
-    started: float
-    runner: Runner | None
-    tokens: list[int] = field(default_factory=list)
-    origins: list[str] = field(default_factory=list)
-    finish_reason: str = ""
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    result: GenerationResult | None = None
-
-    def accept(self, committed: Committed) -> Event:
-        """Take a round's tokens up to the first that ends the request."""
-        first = len(self.tokens)
-        text = ""
-        for token, origin in zip(committed.tokens, committed.origins, strict=True):
-            self.tokens.append(token)
-            self.origins.append(origin)
-            ends = token in self.eos
-            text += "" if ends else self.stream.push(token)
-            self.finish_reason = self._reason(ends)
-            if self.finish_reason:
-                break
-        if not first:
-            self.session.stats.time_to_first_token = time.perf_counter() - self.started
-        return Event(self.tokens[first:], self.origins[first:], text)
-
-    def _reason(self, at_eos: bool) -> str:
-        if at_eos:
-            return "eos"
-        if self.stream.stopped:
-            return "stop"
-        enough = len(self.tokens) >= self.session.params.max_new_tokens
-        return "length" if enough else ""
-
-    def finish(self) -> GenerationResult:
-        """Fill in the statistics that are known only at the end."""
-        stats = self.session.stats
-        stats.new_tokens = len(self.tokens)
-        stats.seconds = time.perf_counter() - self.started
-        text = self.stream.text if self.has_text else None
-        self.result = GenerationResult(text, self.tokens, self.origins, stats, self.finish_reason)
-        return self.result
+MAX_BATCH = 8
 
 
 class Engine:
@@ -183,8 +114,9 @@ class Engine:
             self._begin(method, draft_stage)
         self._pool = self._new_pool(rounds, draft_sms)
         self._round_lock = threading.Lock()
-        self._active: list[_Request] = []
+        self._active: list[Request | Batch] = []
         self.last_result: GenerationResult | None = None
+        self.last_batch: BatchReport | None = None
 
     def _begin(self, method: LearningPolicy, draft_stage: str | None) -> None:
         """Let a policy that learns get ready; refuse what it could not heed."""
@@ -256,25 +188,55 @@ class Engine:
         """Who directs the rounds: ``"host"`` or ``"device"``."""
         return "host" if self._pool is None else "device"
 
+    @overload
+    def generate(
+        self,
+        prompt: list[str] | tuple[str, ...] | Sequence[Sequence[int]] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        timeline: None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> list[GenerationResult]: ...
+
+    @overload
     def generate(
         self,
         prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         timeline: Timeline | None = None,
-    ) -> GenerationResult:
+    ) -> GenerationResult: ...
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        timeline: Timeline | None = None,
+        max_batch: int = MAX_BATCH,
+    ) -> GenerationResult | list[GenerationResult]:
         """Generate to the end.
 
         Args:
             prompt: text (needs a tokenizer); token ids, at least one; or the messages of a chat,
-                dicts with ``role`` and ``content`` (needs a tokenizer with a chat template).
-            params: defaults to ``SamplingParams()``.
-            timeline: is filled with what the two lanes do; not for rounds on the device.
+                dicts with ``role`` and ``content`` (needs a tokenizer with a chat template). A
+                list of prompts is a batch, see ``events_batch``: results come in its order.
+            params: defaults to ``SamplingParams()``; of a batch one for all, or a list.
+            timeline: is filled with what the two lanes do; not for rounds on the device, nor for a
+                batch.
+            max_batch: most requests of a batch at a time.
 
         Raises:
             TypeError, ValueError: for a prompt or a length that does not fit, naming it.
         """
-        request = self._open(prompt, params, timeline)
+        if is_batch(prompt):
+            if timeline is not None:
+                raise ValueError("timeline was given; for a batch it must be None")
+            batch = self._open_batch(prompt, params, max_batch)
+            for _ in self._events_of(batch):
+                pass
+            return batch.report().results
+        request = self._open(cast(Prompt, prompt), params, timeline)
         for _ in self._events(request):
             pass
         assert request.result is not None, "the loop above has ended the request"
@@ -304,13 +266,32 @@ class Engine:
         """Like ``stream``, with the tokens of each round and where they came from."""
         return self._events(self._open(prompt, params, timeline))
 
+    def events_batch(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        max_batch: int = MAX_BATCH,
+    ) -> Generator[tuple[int, Event], None, None]:
+        """Decode several prompts side by side: pairs of a prompt's index and what a round added.
+
+        At most ``max_batch`` requests share each forward of a model; where one is finished the
+        next prompt enters. Each one's tokens and counts are those it has alone. Closing the
+        iterator cancels all; ``last_batch`` holds the results after the end.
+
+        Raises:
+            TypeError, ValueError: for what does not fit, naming it; nothing has been decoded then.
+                Also for rounds on the device and for a policy that learns, which go one by one.
+        """
+        return self._events_of(self._open_batch(prompts, params, max_batch))
+
     def cancel(self) -> None:
         """End every running request after its round; may be called from another thread."""
         for request in list(self._active):
             request.cancelled.set()
 
     # ------------------------------------------------------------------ the loop
-    def _events(self, request: _Request) -> Generator[Event, None, None]:
+    def _events(self, request: Request) -> Generator[Event, None, None]:
         self._active.append(request)
         policy = self._new_policy()
         if request.runner is not None:
@@ -333,6 +314,17 @@ class Engine:
                 self._pool.give_back(request.runner)
             self.last_result = request.finish()
 
+    def _events_of(self, batch: Batch) -> Generator[tuple[int, Event], None, None]:
+        self._active.append(batch)
+        self.last_batch = None
+        try:
+            while batch.goes_on:
+                yield from self._step(batch.step)
+        finally:
+            batch.end()
+            self._active.remove(batch)
+            self.last_batch = batch.report()
+
     def _step(self, work: Callable[[], Done]) -> Done:
         """One round at a time, whoever asks; without overlap it gets all the cores."""
         with self._round_lock:
@@ -345,60 +337,108 @@ class Engine:
     def _open(
         self,
         prompt: Prompt,
-        params: SamplingParams | None,
+        params: SamplingParams | Sequence[SamplingParams] | None,
         timeline: Timeline | None,
-    ) -> _Request:
+    ) -> Request:
         started = time.perf_counter()
+        tokens, checked = self._checked(prompt, params)
+        if timeline is not None and self._pool is not None:
+            raise ValueError("timeline was given; with rounds on the device it must be None")
+        runner = self._runner(checked)
+        session = Session(
+            self.target,
+            self.draft,
+            tokens,
+            checked,
+            self.settings,
+            self.lanes,
+            hidden_layers=self._hidden_layers,
+            target_nodes=self._target_nodes,
+            states=runner.take_states() if runner is not None else None,
+            timeline=timeline,
+        )
+        return self._request(session, started, runner)
+
+    def _checked(
+        self, prompt: Prompt, params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> tuple[list[int], SamplingParams]:
+        """Token ids and parameters, which fit each other and the engine."""
         params = params or SamplingParams()
         if not isinstance(params, SamplingParams):
             raise TypeError(f"params was {type(params).__name__}; it must be SamplingParams")
-        if timeline is not None and self._pool is not None:
-            raise ValueError("timeline was given; with rounds on the device it must be None")
         if params.stop and self.tokenizer is None:
             raise ValueError("stop was given; stop strings need an engine with a tokenizer")
-        tokens = self._prompt_tokens(prompt)
+        tokens = prompt_tokens(prompt, self.tokenizer, self.target.vocab_size)
         total = len(tokens) + params.max_new_tokens
         if total > self.max_seq_len:
             raise ValueError(
                 f"max_new_tokens was {params.max_new_tokens} after a prompt of {len(tokens)} "
                 f"tokens; together they must be at most {self.max_seq_len}"
             )
-        hidden_layers = 0 if self.predictor is None else self.predictor.hidden_layers
-        runner = self._runner(params)
+        return tokens, params
+
+    @property
+    def _hidden_layers(self) -> int:
+        return 0 if self.predictor is None else self.predictor.hidden_layers
+
+    def _request(self, session: Session, started: float, runner: Runner | None) -> Request:
+        params = session.params
+        eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
+        stream = TextStream(self.tokenizer, params.stop)
+        return Request(session, stream, eos, self.tokenizer is not None, started, runner)
+
+    def _open_batch(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        max_batch: int,
+    ) -> Batch:
+        check_int("max_batch", max_batch, 1)
+        if isinstance(self._method, LearningPolicy):
+            raise ValueError(
+                f"policy was {self.policy!r}, which times the forwards of a single request; for a "
+                "batch it must be another"
+            )
+        if self._pool is not None:
+            raise ValueError("rounds was 'device'; for a batch it must be 'host'")
+        inputs = []
+        pairs = zip(prompts, params_of_each(params, len(prompts)), strict=True)
+        for index, (prompt, wanted) in enumerate(pairs):
+            try:
+                inputs.append(self._checked(prompt, wanted))
+            except (ValueError, TypeError) as error:
+                raise named(error, [index]) from error
+        hub = self._new_hub()
+        return Batch(
+            hub,
+            [partial(self._join, hub, *each) for each in inputs],
+            self._new_policy,
+            [len(tokens) for tokens, _ in inputs],
+            has_text=self.tokenizer is not None,
+            max_batch=max_batch,
+        )
+
+    def _new_hub(self) -> Hub:
+        """Where the requests of a batch meet; it works on as many cores as one request does."""
+        lanes = self.lanes if self._uses_threads else self._serial
+        threads: int | None = getattr(lanes, "threads", None)
+        beside = lanes.target_threads if isinstance(lanes, ThreadLanes) else None
+        return Hub(self.target, self.draft, threads=threads, target_threads=beside)
+
+    def _join(self, hub: Hub, tokens: list[int], params: SamplingParams) -> Request:
+        """A request whose forwards are the hub's."""
+        started = time.perf_counter()
         session = Session(
-            self.target,
-            self.draft,
+            SharedModel(hub, hub.target),
+            None if self.draft is None else SharedModel(hub, hub.draft),
             tokens,
             params,
             self.settings,
             self.lanes,
-            hidden_layers=hidden_layers,
+            hidden_layers=self._hidden_layers,
             target_nodes=self._target_nodes,
-            states=runner.take_states() if runner is not None else None,
-            timeline=timeline,
         )
-        eos = frozenset() if params.ignore_eos else frozenset(self.target.eos_token_ids)
-        stream = TextStream(self.tokenizer, params.stop)
-        return _Request(session, stream, eos, self.tokenizer is not None, started, runner)
-
-    def _prompt_tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise ValueError("prompt was text; an engine without a tokenizer takes token ids")
-            tokens = self.tokenizer.encode(prompt)
-        elif _is_chat(prompt):
-            if self.tokenizer is None:
-                raise ValueError("prompt was messages; an engine without a tokenizer takes ids")
-            tokens = self.tokenizer.apply_chat_template(prompt)
-        else:
-            tokens = _token_ids(prompt)
-        if not tokens:
-            raise ValueError("prompt was empty; it must have at least one token")
-        vocab = self.target.vocab_size
-        for token in tokens:
-            if not 0 <= token < vocab:
-                raise ValueError(f"prompt had token id {token}; ids must be in 0 .. {vocab - 1}")
-        return tokens
+        return self._request(session, started, None)
 
 
 def _texts(events: Generator[Event, None, None]) -> Generator[str, None, None]:
@@ -413,23 +453,6 @@ def _ids(events: Generator[Event, None, None]) -> Generator[list[int], None, Non
         for event in events:
             if event.tokens:
                 yield event.tokens
-
-
-def _is_chat(prompt: Sequence[int] | Sequence[Message]) -> TypeGuard[Sequence[Message]]:
-    listed = isinstance(prompt, Sequence) and not isinstance(prompt, bytes)
-    return listed and len(prompt) > 0 and isinstance(prompt[0], Mapping)
-
-
-def _token_ids(prompt: Sequence[int] | Sequence[Message]) -> list[int]:
-    values = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    if not isinstance(values, Sequence) or isinstance(values, bytes):
-        raise TypeError(
-            f"prompt was {type(prompt).__name__}; it must be text, token ids or messages"
-        )
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"prompt contained {value!r}; it must be text or integer token ids")
-    return list(values)
 
 
 def _check_vocabularies(

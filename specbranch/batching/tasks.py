@@ -1,0 +1,97 @@
+"""Code that can stop in the middle and go on later, all on one thread: greenlets with results.
+
+Policies are plain synchronous code that calls a model. Run as a task, such a call stops the task
+until somebody has the answer, and the policy does not know.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar, cast
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+Done = TypeVar("Done")
+
+
+class Task(Generic[Done]):
+    """One piece of work, with its result or its error."""
+
+    def __init__(self, work: Callable[[], Done]) -> None:
+        self._work = work
+        self._result: Done | None = None
+        self.error: BaseException | None = None
+        self.is_over = False
+        self.waiting_for_it: greenlet | None = None
+
+    def run(self) -> None:
+        """Do the work; never raises."""
+        try:
+            self._result = self._work()
+        except BaseException as error:  # it is raised where the result is asked for
+            self.error = error
+        self.is_over = True
+
+    def result(self) -> Done:
+        """What the work has returned, or its error raised."""
+        assert self.is_over, "asked before it was over"
+        if self.error is not None:
+            raise self.error
+        return cast(Done, self._result)
+
+
+class Tasks:
+    """Runs tasks until each of them waits or is over."""
+
+    def __init__(self) -> None:
+        self._home: greenlet | None = None  # None: not within ``advance``
+        self._ready: deque[tuple[greenlet, Any]] = deque()
+        self._alive: list[greenlet] = []
+
+    def start(self, task: Task[Any]) -> None:
+        """Let a task begin when the others wait."""
+        runner = greenlet(lambda _: self._run(task), parent=self._home)
+        self._alive.append(runner)
+        self._ready.append((runner, None))
+
+    def _run(self, task: Task[Any]) -> None:
+        task.run()
+        if task.waiting_for_it is not None:
+            self._ready.append((task.waiting_for_it, None))
+
+    def advance(self) -> None:
+        """Run what can run; called outside of tasks."""
+        self._home = getcurrent()
+        try:
+            while self._ready:
+                runner, answer = self._ready.popleft()
+                runner.switch(answer)
+                if runner.dead:
+                    self._alive.remove(runner)
+        finally:
+            self._home = None
+
+    def wait(self) -> Any:
+        """Within a task: let the others run until ``answer`` is called; returns the answer."""
+        if self._home is None:  # being stopped, it has asked for more
+            raise GreenletExit
+        return self._home.switch()
+
+    def answer(self, runner: greenlet, answer: Any) -> None:
+        """Let a task that waits go on."""
+        self._ready.append((runner, answer))
+
+    def join(self, task: Task[Any]) -> None:
+        """Within a task: wait for another."""
+        if not task.is_over:
+            task.waiting_for_it = getcurrent()
+            self.wait()
+
+    def stop(self) -> None:
+        """End those that are not over, where they wait."""
+        while self._alive:
+            runner = self._alive.pop()
+            while not runner.dead:
+                runner.throw()
+        self._ready.clear()
