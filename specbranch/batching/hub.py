@@ -93,7 +93,11 @@ class Desk:
         return outputs
 
     def _draft(self, requests: list[DraftRequest]) -> list[int]:
-        taken: list[int] = self.model.draft_batch(requests)  # type: ignore[attr-defined]
+        if len(requests) == 1:
+            state, *arguments = requests[0]
+            taken = [state.draft_steps(*arguments)]  # type: ignore[attr-defined]
+        else:
+            taken = self.model.draft_batch(requests)  # type: ignore[attr-defined]
         self.shared.count(max(taken), sum(taken))
         return taken
 

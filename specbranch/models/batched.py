@@ -20,14 +20,14 @@ def forward_batch(
     """Append ``tokens[i]`` to the tree of ``states[i]``, as its own ``forward`` would.
 
     ``parents[i]`` and the outputs as for ``DecoderState.forward``. A model without a
-    ``forward_batch`` is asked state by state: right, and no faster than that.
+    ``forward_batch`` is asked state by state: right, and no faster than that. So is a single state.
 
     Raises:
         ValueError, TypeError: as ``DecoderState.forward``. A model's own ``forward_batch`` has
             changed no tree then; else the states before the one that failed have grown.
     """
     own = getattr(model, "forward_batch", None)
-    if own is not None:
+    if own is not None and len(states) > 1:
         outputs: list[ForwardOutput] = own(states, tokens, parents, hidden_layers=hidden_layers)
         return outputs
     return [

@@ -72,7 +72,7 @@ def grown(
     tokens = [ids_of(10 * idx + 2, row.count) for idx, row in enumerate(rows)]
     parents = [row.parents and row.parents(row.before, row.count) for row in rows]
     if together:
-        found = forward_batch(model, states, tokens, parents, hidden_layers=hidden_layers)
+        found = model.forward_batch(states, tokens, parents, hidden_layers=hidden_layers)
     else:
         found = [
             state.forward(ids, above, hidden_layers=hidden_layers)
