@@ -45,6 +45,16 @@ class BatchReport:
         """New tokens of all requests over the wall time of the whole call."""
         return sum(len(result.tokens) for result in self.results) / self.seconds
 
+    def summary(self) -> str:
+        """Two lines for a person."""
+        count = sum(len(result.tokens) for result in self.results)
+        return (
+            f"{count} tokens of {len(self.results)} prompts in {self.seconds:.3f} s, "
+            f"{self.tokens_per_second:.1f} tokens/s\n"
+            f"{self.target_forwards} target forwards for {self.target_rows:.2f} requests each, "
+            f"{self.draft_forwards} draft forwards for {self.draft_rows:.2f}"
+        )
+
 
 @dataclass
 class _Row:

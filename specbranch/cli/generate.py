@@ -6,6 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
+from specbranch.cli import batch
 from specbranch.cli.options import DEMO, Options, UsageError, name_flags
 from specbranch.cli.show import Colourer, legend
 
@@ -22,12 +23,11 @@ INTERRUPTED = 130
 
 def generate(options: Options) -> int:
     """Run the command; the return value is the exit code."""
+    if options.prompts:
+        prompts = batch.read(options)
+        return 0 if batch.run(_engine_for(options), prompts, options) else INTERRUPTED
     prompt = as_prompt(read_prompt(options), options)
-    engine = build_engine(options)
-    if options.chat and engine.tokenizer is not None and engine.tokenizer.chat_template is None:
-        raise UsageError(
-            "--chat was given, but the tokenizer has no chat template to write messages with"
-        )
+    engine = _engine_for(options)
     code = 0
     try:
         if options.json:
@@ -40,6 +40,16 @@ def generate(options: Options) -> int:
         raise UsageError(name_flags(str(error))) from error
     _report(engine, options)
     return code
+
+
+def _engine_for(options: Options) -> Engine:
+    """The engine, which must be able to write messages where that is asked of it."""
+    engine = build_engine(options)
+    if options.chat and engine.tokenizer is not None and engine.tokenizer.chat_template is None:
+        raise UsageError(
+            "--chat was given, but the tokenizer has no chat template to write messages with"
+        )
+    return engine
 
 
 def read_prompt(options: Options) -> str:
@@ -74,6 +84,8 @@ def build_engine(options: Options) -> Engine:
 
     target, draft, tokenizer = load_models(options)
     engine = dict(options.engine)
+    if options.prompts:
+        engine["rounds"] = "host"  # those on the device are for one request at a time
     try:
         if options.hrad is not None:
             engine["predictor"] = predictor = load_predictor(options.hrad, target)

@@ -69,6 +69,7 @@ class Options:
     engine: dict[str, Any] = field(default_factory=dict)
     hrad: str | None = None
     prompts: str = ""
+    batch: int | None = None
     output: Path | None = None
     work: Path | None = None
     threads: int | None = None
@@ -171,8 +172,10 @@ def _check_engine(engine: dict[str, Any]) -> None:
 
 def _check_together(options: Options) -> None:
     """Flags that exclude or need each other."""
-    if (options.prompt is None) == (options.file is None):
-        raise UsageError("give either PROMPT or --file F, and not both")
+    given = (options.prompt is not None, options.file is not None, bool(options.prompts))
+    if sum(given) != 1:
+        raise UsageError("give one of PROMPT, --file F and --prompts F")
+    _check_batch(options)
     if options.system is not None and not options.chat:
         raise UsageError("--system was given without --chat; only a chat has a system message")
     policy = options.engine.get("policy", "specbranch")
@@ -183,6 +186,22 @@ def _check_together(options: Options) -> None:
     check_hrad(options)
     if options.show and options.json:
         raise UsageError("--show and --json exclude each other; the JSON object has the origins")
+
+
+def _check_batch(options: Options) -> None:
+    """``--prompts`` and what goes with it."""
+    if options.prompts and not Path(options.prompts).is_file():
+        raise UsageError(f"--prompts was {options.prompts!r}; it must be a file")
+    if options.prompts and options.show:
+        raise UsageError("--show was given with --prompts; it colours one prompt's text")
+    if options.batch is None:
+        return
+    if not options.prompts:
+        raise UsageError("--batch was given without --prompts; one prompt is no batch")
+    try:
+        check_int("--batch", options.batch, 1)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
 
 
 def _check_draft(options: Options, policy: str) -> None:
@@ -307,6 +326,15 @@ def _parser() -> _Parser:
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", metavar="PROMPT", help="text; - reads stdin")
     parser.add_argument("--file", type=Path, metavar="F", help="read the prompt from a file")
+    parser.add_argument(
+        "--prompts",
+        default="",
+        metavar="F",
+        help="several prompts, decoded side by side: a file with one a line, or .jsonl",
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="most of them at a time, default 8; with --prompts"
+    )
     parser.add_argument(
         "--chat", action="store_true", help="the prompt is a message: use the chat template"
     )
