@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from threading import get_ident
 from typing import Any, Generic, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -42,23 +43,38 @@ class Task(Generic[Done]):
 
 
 class Tasks:
-    """Runs tasks until each of them waits or is over."""
+    """Runs tasks until each of them waits or is over.
+
+    Greenlets are kept for further tasks: a new one costs a fresh stack.
+    """
 
     def __init__(self) -> None:
         self._home: greenlet | None = None  # None: not within ``advance``
+        self._stopping = False
         self._ready: deque[tuple[greenlet, Any]] = deque()
-        self._alive: list[greenlet] = []
+        self._busy: set[greenlet] = set()
+        self._idle: list[greenlet] = []
+        self._thread = get_ident()
 
     def start(self, task: Task[Any]) -> None:
         """Let a task begin when the others wait."""
-        runner = greenlet(lambda _: self._run(task), parent=self._home)
-        self._alive.append(runner)
-        self._ready.append((runner, None))
+        if self._thread != get_ident():  # greenlets stay in the thread that made them
+            self._thread, self._idle = get_ident(), []
+        runner = self._idle.pop() if self._idle else greenlet(self._run)
+        runner.parent = self._home or getcurrent()
+        self._busy.add(runner)
+        self._ready.append((runner, task))
 
     def _run(self, task: Task[Any]) -> None:
-        task.run()
-        if task.waiting_for_it is not None:
-            self._ready.append((task.waiting_for_it, None))
+        """A greenlet's life: one task after the other."""
+        while True:
+            task.run()
+            if task.waiting_for_it is not None:
+                self._ready.append((task.waiting_for_it, None))
+            runner = getcurrent()
+            self._busy.remove(runner)
+            self._idle.append(runner)
+            task = runner.parent.switch()
 
     def advance(self) -> None:
         """Run what can run; called outside of tasks."""
@@ -67,16 +83,14 @@ class Tasks:
             while self._ready:
                 runner, answer = self._ready.popleft()
                 runner.switch(answer)
-                if runner.dead:
-                    self._alive.remove(runner)
         finally:
             self._home = None
 
     def wait(self) -> Any:
         """Within a task: let the others run until ``answer`` is called; returns the answer."""
-        if self._home is None:  # being stopped, it has asked for more
+        if self._stopping:  # it is to end, and has asked for more
             raise GreenletExit
-        return self._home.switch()
+        return getcurrent().parent.switch()
 
     def answer(self, runner: greenlet, answer: Any) -> None:
         """Let a task that waits go on."""
@@ -90,8 +104,13 @@ class Tasks:
 
     def stop(self) -> None:
         """End those that are not over, where they wait."""
-        while self._alive:
-            runner = self._alive.pop()
-            while not runner.dead:
-                runner.throw()
-        self._ready.clear()
+        self._stopping = True
+        try:
+            for runner in list(self._busy):
+                # Again, if the end itself has waited for something.
+                while runner in self._busy and not runner.dead:
+                    runner.throw()
+        finally:
+            self._stopping = False
+            self._busy.clear()
+            self._ready.clear()
