@@ -9,7 +9,7 @@ import ctypes
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,7 @@ DTYPES = {
     "float16": torch.float16,
 }
 WEIGHTS = ("exact", "int8")
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear | PlainLinear]
 
 logger = logging.getLogger(__name__)
 
@@ -342,7 +343,7 @@ class _Folder(_Tensors):
 def _build(
     config: LlamaConfig, get: _Tensors, backend: ops.Backend | None, weights: str
 ) -> LlamaModel:
-    linear: type[Linear] | type[PlainLinear] = PlainLinear
+    linear: MakeLinear = PlainLinear
     if _is_native(get.device, backend):
         linear = Int8Linear if weights == "int8" else Linear
     embedding = get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
@@ -355,9 +356,22 @@ def _build(
     if not config.tied:
         head = get("lm_head.weight", config.vocab_size, config.hidden_size)
     get.check_all_used(config)
-    packed = linear(head)
+    packed = _made(linear, head, None, f"{get.origin}: the head")
     _return_freed_memory()
     return LlamaModel(config, embedding, layers, norm, packed, backend)
+
+
+def _made(
+    linear: MakeLinear,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    what: str,
+) -> Linear | PlainLinear:
+    """The layer, or an error that says which one could not be made."""
+    try:
+        return linear(weight, bias)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _return_freed_memory() -> None:
@@ -368,9 +382,7 @@ def _return_freed_memory() -> None:
             trim(0)
 
 
-def _layer(
-    config: LlamaConfig, get: _Tensors, linear: type[Linear] | type[PlainLinear], at: str
-) -> LayerWeights:
+def _layer(config: LlamaConfig, get: _Tensors, linear: MakeLinear, at: str) -> LayerWeights:
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
@@ -381,7 +393,8 @@ def _layer(
             weight[row : row + rows] = get(f"{at}{name}.weight", rows, width)
             row += rows
         biases = [get(f"{at}{name}.bias", rows) for name, rows in parts.items()] if bias else []
-        return linear(weight, torch.cat(biases) if biases else None)
+        joined = torch.cat(biases) if biases else None
+        return _made(linear, weight, joined, f"{get.origin}: {at}{' / '.join(parts)}")
 
     attention = {
         "self_attn.q_proj": queries,
