@@ -1,4 +1,4 @@
-"""``bench/weights.py``: a short run, and that docs/weights.md has the figures of the result file."""
+"""``bench/weights.py``: a short run; docs/weights.md has the figures of the result file."""
 
 from __future__ import annotations
 
@@ -59,4 +59,8 @@ def test_the_page_has_the_figures_of_the_result_file() -> None:
     page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     for table in weights.tables(found).split("\n\n"):
         assert table in page
-    assert found["command"] in page and found["commit"][:10] in page and not found["modified"]
+    assert (
+        found["command"] in page
+        and found["commit"][:10] in page
+        and found["uncommitted_changes"] is False
+    )

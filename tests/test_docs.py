@@ -13,7 +13,16 @@ from specbranch.cli.options import parse
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = [
     f"docs/{name}.md"
-    for name in ("architectures", "design", "hrad", "kernels", "losslessness", "method", "planning")
+    for name in (
+        "architectures",
+        "design",
+        "hrad",
+        "kernels",
+        "losslessness",
+        "method",
+        "planning",
+        "weights",
+    )  # fmt: skip
 ]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
