@@ -1,7 +1,6 @@
 """``linear`` against torch's products, with exact and int8 weights: what more rows cost beyond one.
 
-torch's side of int8 is the product that torchao's int8 layers call on a CPU. It is given bfloat16
-rows, which is its fast way.
+torch's side of int8 is its own product for such weights, given bfloat16 rows, its fast way.
 """
 
 from __future__ import annotations

@@ -59,8 +59,5 @@ def test_the_page_has_the_figures_of_the_result_file() -> None:
     page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     for table in weights.tables(found).split("\n\n"):
         assert table in page
-    assert (
-        found["command"] in page
-        and found["commit"][:10] in page
-        and found["uncommitted_changes"] is False
-    )
+    assert found["command"] in page and found["commit"][:10] in page
+    assert found["uncommitted_changes"] is False
