@@ -114,8 +114,8 @@ class Decoder {
   }
 
   DecoderLinear matrix(const char* name, py::handle weight_, py::handle bias, int64_t inputs, int64_t outputs) {
-    TensorArg weight(name, weight_, kFloat32 | kBFloat16, "[ceil(N / 64), K, 64]");
-    weight.sizes({(outputs + 63) / 64, inputs, 64});
+    TensorArg weight(name, weight_, kWeights, "[ceil(N / 64), K, 64]");
+    check_weight(weight, inputs, outputs);
     return {weight.dtype(), keep(weight_, weight), vector(name, bias, outputs)};
   }
 
@@ -146,11 +146,11 @@ class Drafter {
     model_.decoder = decoder.params();
     model_.decoder.scale = scale;
     TensorArg embedding("embedding", embedding_, decoder.type(), "[V, d]");
-    TensorArg head("head", head_, kFloat32 | kBFloat16, "[ceil(V / 64), d, 64]");
+    TensorArg head("head", head_, kWeights, "[ceil(V / 64), d, 64]");
     TensorArg bias("head_bias", bias_, decoder.type(), "[V]", kOptional);
     model_.V = embedding.size(0);
     embedding.sizes({model_.V, model_.decoder.width});
-    head.sizes({(model_.V + 63) / 64, model_.decoder.width, 64});
+    check_weight(head, model_.decoder.width, model_.V);
     bias.sizes({model_.V});
     model_.embedding = embedding.data();
     model_.head = {head.dtype(), head.data(), bias.data()};

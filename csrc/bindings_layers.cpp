@@ -9,6 +9,10 @@ namespace py = pybind11;
 
 namespace specbranch {
 
+void check_weight(const TensorArg& weight, int64_t inputs, int64_t outputs) {
+  weight.sizes({(outputs + 63) / 64, inputs + (weight.type() == kInt8 ? kScaleRows : 0), 64});
+}
+
 void check_positions(const TensorArg& positions, int64_t P) {
   const int32_t* values = positions.data<int32_t>();
   for (int64_t i = 0; i < positions.numel(); ++i) {
@@ -101,11 +105,11 @@ void silu_mul(py::handle gate_up_, py::handle out_, py::handle backend_, py::han
 
 void linear(py::handle x_, py::handle weight_, py::handle bias_, py::handle out_) {
   TensorArg x("x", x_, kFloating, "[rows, K]");
-  TensorArg weight("weight", weight_, kFloat32 | kBFloat16, "[ceil(N / 64), K, 64]");
+  TensorArg weight("weight", weight_, kWeights, "[ceil(N / 64), K, 64]");
   TensorArg bias("bias", bias_, x.type(), "[N]", kOptional);
   TensorArg out("out", out_, x.type(), "[rows, N]", kWritable);
   const int64_t rows = x.size(0), K = x.size(1), N = out.size(1);
-  weight.sizes({(N + 63) / 64, K, 64});
+  check_weight(weight, K, N);
   bias.sizes({N});
   out.sizes({rows, N});
   LinearParams params{rows, K, N, x.dtype(), weight.dtype(), x.data(), weight.data(), bias.data(), out.data()};

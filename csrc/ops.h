@@ -13,7 +13,7 @@
 
 namespace specbranch {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };  // kInt8: packed weights only
 
 // How a token is drawn from a row of logits.
 //   kInverseCdf: one uniform per position, inverse CDF in a fixed block order ("rejection" verification).
@@ -186,12 +186,14 @@ struct RopeKvWriteParams {
 };
 
 // out = x weight^T + bias, for few rows; the weight is packed in panels of 64 outputs, padded with zeros; see linear_cpu.cpp.
+// A panel of int8 ends in the scales of its outputs, 64 float32: four rows more.
+constexpr int64_t kScaleRows = 4;
 struct LinearParams {
   int64_t rows, K, N;
   DType dtype;         // of x, bias and out
-  DType weight_dtype;  // float32 or bfloat16
+  DType weight_dtype;  // float32, bfloat16 or int8
   const void* x;       // [rows, K]
-  const void* weight;  // [ceil(N / 64), K, 64]
+  const void* weight;  // [ceil(N / 64), K, 64]; int8: [ceil(N / 64), K + 4, 64]
   const void* bias;    // [N] or nullptr
   void* out;           // [rows, N]
 };

@@ -320,9 +320,11 @@ def test_interrupt_ends_cleanly(capsys, pair, monkeypatch):
 
 
 def test_choices_are_those_of_the_library():
+    from specbranch.models import loader
     from specbranch.policies import POLICIES
 
     assert set(options.POLICIES) == set(POLICIES)
+    assert options.WEIGHTS == loader.WEIGHTS
     alone = {name for name, new in POLICIES.items() if not new(None).needs_draft}
     assert set(options.WITHOUT_DRAFT) == alone
 

@@ -11,19 +11,11 @@ import pytest
 from specbranch.cli.options import parse
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCS = [
-    f"docs/{name}.md"
-    for name in (
-        "architectures",
-        "batches",
-        "design",
-        "hrad",
-        "kernels",
-        "losslessness",
-        "method",
-        "planning",
-    )
-]
+TOPICS = (
+    "architectures", "batches", "design", "hrad", "kernels", "losslessness", "method", "planning",
+    "weights",
+)  # fmt: skip
+DOCS = [f"docs/{name}.md" for name in TOPICS]
 PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 LINK = re.compile(r"\]\(([^)#]+)\)")
 

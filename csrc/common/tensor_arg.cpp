@@ -67,6 +67,8 @@ Types type_of(dlpack::DataType type) {
       return kInt32;
     case dlpack::kInt << 8 | 64:
       return kInt64;
+    case dlpack::kInt << 8 | 8:
+      return kInt8;
     case dlpack::kUInt << 8 | 8:
       return kUInt8;
     case dlpack::kUInt << 8 | 16:
@@ -94,6 +96,8 @@ Types type_of(const char* format, Py_ssize_t itemsize) {
       return kFloat16;
     case '?':
       return kBool;
+    case 'b':
+      return kInt8;
     case 'B':
       return kUInt8;
     case 'H':
@@ -113,7 +117,7 @@ Types type_of(const char* format, Py_ssize_t itemsize) {
 int64_t item_size(Types type) {
   if (type & (kInt64 | kFloat64)) return 8;
   if (type & (kFloat32 | kInt32 | kUInt32)) return 4;
-  return type & (kUInt8 | kBool) ? 1 : 2;
+  return type & (kInt8 | kUInt8 | kBool) ? 1 : 2;
 }
 
 int count_dims(const char* letters) {
@@ -153,7 +157,7 @@ std::string type_name(Types types) {
     const char* name;
   } kNames[] = {{kFloat32, "float32"}, {kBFloat16, "bfloat16"}, {kFloat16, "float16"}, {kInt32, "int32"},
                 {kInt64, "int64"},     {kUInt8, "uint8"},       {kBool, "bool"},       {kFloat64, "float64"},
-                {kUInt16, "uint16"},   {kUInt32, "uint32"}};
+                {kUInt16, "uint16"},   {kUInt32, "uint32"},     {kInt8, "int8"}};
   std::string text;
   for (const auto& entry : kNames) {
     if (types & entry.type) text += (text.empty() ? "" : " or ") + std::string(entry.name);
@@ -314,6 +318,7 @@ int64_t TensorArg::numel() const {
 }
 
 DType TensorArg::dtype() const {
+  if (type_ == kInt8) return DType::kInt8;
   return type_ == kFloat32 ? DType::kFloat32 : type_ == kBFloat16 ? DType::kBFloat16 : DType::kFloat16;
 }
 

@@ -34,7 +34,7 @@ namespace specbranch {
 // Element types, as a bit set, so that an argument can allow several.
 using Types = uint32_t;
 constexpr Types kFloat32 = 1, kBFloat16 = 2, kFloat16 = 4, kInt32 = 8, kInt64 = 16, kUInt8 = 32, kBool = 64;
-constexpr Types kFloat64 = 128, kUInt16 = 256, kUInt32 = 512;
+constexpr Types kFloat64 = 128, kUInt16 = 256, kUInt32 = 512, kInt8 = 1024;
 constexpr Types kFloating = kFloat32 | kBFloat16 | kFloat16;
 
 // How an argument may look; 0 is a contiguous CPU input.
@@ -56,7 +56,7 @@ class TensorArg {
   int64_t stride(int dim) const { return strides_[dim]; }  // in elements
   int64_t numel() const;
   Types type() const { return type_; }
-  DType dtype() const;  // floating types only
+  DType dtype() const;  // floating types and int8 only
   bool on_cuda() const { return device_.type == dlpack::kCuda || device_.type == dlpack::kCudaManaged; }
   int device_id() const { return device_.id; }
   // The stream that the tensor's library is working on now (CUDA); nullptr, the default stream, where it does not tell.

@@ -13,8 +13,9 @@ template <int kFloats>
 struct Vectors {
   // Loads and stores need no alignment.
   typedef float Float __attribute__((vector_size(kFloats * 4), aligned(4), may_alias));
-  typedef uint32_t Words __attribute__((vector_size(kFloats * 4), aligned(4), may_alias));
+  typedef uint32_t Words __attribute__((vector_size(kFloats * 4), aligned(1), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(kFloats * 4)));
+  typedef int32_t Ints __attribute__((vector_size(kFloats * 4)));
   static constexpr int kRegisters = kFloats == 16 ? 32 : 16;
 };
 

@@ -5,7 +5,9 @@
 // Layout: weight packed in panels of 64 outputs, [panels, K, 64], so that a panel is one stream of bytes; float32, or
 //         bfloat16 where every weight is exactly one (a checkpoint's usual case): half the bytes, the same result. Of
 //         32 outputs, number j and number 16 + j are neighbours: as the halves of a word, two bfloat16 become two
-//         floats by a shift and a mask, which is what few rows cost beside the multiply-adds.
+//         floats by a shift and a mask, which is what few rows cost beside the multiply-adds. Or int8, outputs in
+//         order, a panel's 64 float32 scales behind its weights: a sum is over whole numbers, and scaled once at its
+//         end.
 // Work:   a task is two panels; rows in blocks of up to 12 (6 with narrower vectors), whose sums stay in registers
 // while
 //         a panel streams by once or twice.
@@ -13,6 +15,8 @@
 // Order:  every sum runs over k from 0 up, with fused multiply-adds, whatever the number of rows or threads: a row's
 //         result is bit for bit the same alone and within a batch, which is what makes greedy verification exact.
 #include <algorithm>
+#include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "common/element.h"
@@ -53,6 +57,23 @@ SB_INLINE void load_unit(const BFloat16* panel, int64_t unit, typename Vectors<k
   weights[1] = (typename V::Float)(typename V::Bits)(words & 0xFFFF0000u);
 }
 
+template <int kFloats>
+SB_INLINE void load_unit(const int8_t* panel, int64_t unit, typename Vectors<kFloats>::Float* weights) {
+  using V = Vectors<kFloats>;
+  const auto words = *reinterpret_cast<const typename V::Words*>(panel + 4 * (unit * kFloats % kHalf));
+  // gcc widens bytes one by one; shifts of words it does at once.
+  const auto upper = unit * kFloats < kHalf ? words << 16 : words;
+  const auto low = (typename V::Ints)(upper << 8) >> 24, high = (typename V::Ints)upper >> 24;
+  weights[0] = __builtin_convertvector(low, typename V::Float);
+  weights[1] = __builtin_convertvector(high, typename V::Float);
+}
+
+// Rows of 64 elements from one panel to the next.
+template <typename W>
+constexpr int64_t panel_stride(int64_t inputs) {
+  return inputs + (std::is_same_v<W, int8_t> ? kScaleRows : 0);
+}
+
 constexpr int64_t kAhead = 32;  // of the weights that are multiplied, those of this many k further on are fetched
 
 // What a task has summed for a block of rows: of two panels at most.
@@ -64,7 +85,7 @@ template <int kFloats, typename W, int kRows, int kCount, int kPanels>
 SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t panel, int64_t unit, int64_t begin,
                               int64_t end, Tile& tile) {
   using V = typename Vectors<kFloats>::Float;
-  const W* weight = static_cast<const W*>(p.weight) + panel * p.K * kPanel;
+  const W* weight = static_cast<const W*>(p.weight) + panel * panel_stride<W>(p.K) * kPanel;
   const auto at = [&](int r, int j) {
     return reinterpret_cast<V*>(tile[r] + j / kCount * kPanel + first_output<kFloats>(unit + j % kCount));
   };
@@ -87,7 +108,7 @@ SB_INLINE void multiply_block(const LinearParams& p, const float* x, int64_t pan
     }
     V weights[kPanels * kCount][2];
     for (int j = 0; j < kPanels * kCount; ++j) {
-      load_unit<kFloats>(weight + (j / kCount * p.K + k) * kPanel, unit + j % kCount, weights[j]);
+      load_unit<kFloats>(weight + (j / kCount * panel_stride<W>(p.K) + k) * kPanel, unit + j % kCount, weights[j]);
     }
     for (int r = 0; r < kRows; ++r) {
       const float value = x[r * p.K + k];
@@ -134,6 +155,21 @@ void store_tile(const LinearParams& p, const Tile& tile, int64_t row, int64_t ro
   store<Float16>(p, tile, row, rows, first, count);
 }
 
+// What a sum over int8 weights still lacks: the scale of its output.
+template <typename W>
+SB_INLINE void scale_tile(const LinearParams& p, int64_t rows, int64_t panel, int64_t panels, Tile& tile) {
+  if constexpr (std::is_same_v<W, int8_t>) {
+    for (int64_t i = 0; i < panels; ++i) {
+      const int8_t* weight = static_cast<const int8_t*>(p.weight) + (panel + i) * panel_stride<W>(p.K) * kPanel;
+      float scales[kPanel];
+      std::memcpy(scales, weight + p.K * kPanel, sizeof(scales));
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t n = 0; n < kPanel; ++n) tile[r][i * kPanel + n] *= scales[n];
+      }
+    }
+  }
+}
+
 template <int kFloats, typename W, int kRows>
 SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row, int64_t panel, int64_t last) {
   constexpr int kCount = block_units<kFloats>(kRows);
@@ -144,6 +180,7 @@ SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row,
   if constexpr (kPanels == 2) {
     for (; panel + 2 <= last; panel += 2) {
       multiply_block<kFloats, W, kRows, kCount, 2>(p, x, panel, 0, 0, p.K, tile);
+      scale_tile<W>(p, kRows, panel, 2, tile);
       store_tile(p, tile, row, kRows, panel, 2);
     }
   }
@@ -159,6 +196,7 @@ SB_INLINE void multiply_rows(const LinearParams& p, const float* x, int64_t row,
       }
       begin = end;
     } while (begin < p.K);
+    scale_tile<W>(p, kRows, panel, 1, tile);
     store_tile(p, tile, row, kRows, panel, 1);
   }
 }
@@ -187,6 +225,14 @@ SB_VECTOR_VERSIONS(void multiply_float32(const LinearParams& p, const float* x, 
                    (multiply<kFloats, float>(p, x, first, last)))
 SB_VECTOR_VERSIONS(void multiply_bfloat16(const LinearParams& p, const float* x, int64_t first, int64_t last),
                    (multiply<kFloats, BFloat16>(p, x, first, last)))
+SB_VECTOR_VERSIONS(void multiply_int8(const LinearParams& p, const float* x, int64_t first, int64_t last),
+                   (multiply<kFloats, int8_t>(p, x, first, last)))
+
+void multiply_panels(const LinearParams& p, const float* x, int64_t first, int64_t last) {
+  if (p.weight_dtype == DType::kInt8) return multiply_int8(p, x, first, last);
+  if (p.weight_dtype == DType::kBFloat16) return multiply_bfloat16(p, x, first, last);
+  multiply_float32(p, x, first, last);
+}
 
 // The rows as float32: as they are, or converted into `buffer`.
 const float* rows_of(const LinearParams& p, std::vector<float>& buffer) {
@@ -208,11 +254,10 @@ const float* rows_of(const LinearParams& p, std::vector<float>& buffer) {
 void linear(const LinearParams& p) {
   thread_local std::vector<float> buffer;
   const float* x = rows_of(p, buffer);
-  const bool narrow = p.weight_dtype == DType::kBFloat16;
   const int64_t panels = (p.N + kPanel - 1) / kPanel, tasks = (panels + kTask - 1) / kTask;
   parallel_for(tasks, linear_microseconds(p), [&](int64_t i) {
     const int64_t first = i * kTask, last = std::min(panels, first + kTask);
-    narrow ? multiply_bfloat16(p, x, first, last) : multiply_float32(p, x, first, last);
+    multiply_panels(p, x, first, last);
   });
 }
 

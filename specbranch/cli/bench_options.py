@@ -105,7 +105,7 @@ def _check_together(options: Options, methods: list[Method]) -> None:
             f"--policies {' '.join(needy)}: a draft model is needed; give --draft DIR, "
             "--layer-skip N, or only policies that need none (ar lookahead ngram)"
         )
-    for name in ("draft_device", "layer_skip"):
+    for name in ("draft_device", "draft_weights", "layer_skip"):
         if getattr(options, name) is not None and not needy:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} was given, and none of --policies has a draft")

@@ -98,7 +98,7 @@ def build_engine(options: Options) -> Engine:
 def load_models(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
     """Target, draft and tokenizer that the options name."""
     try:
-        _check_devices(options)
+        _check_places(options)
         return _load(options)
     except (ValueError, TypeError) as error:
         raise UsageError(name_flags(str(error))) from error
@@ -109,13 +109,24 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
 
     dtype, device = options.dtype, options.device
     if options.target is None:
-        pair = demo_pair(dtype=dtype, device=device, draft_device=options.draft_device)
+        pair = demo_pair(
+            dtype=dtype,
+            device=device,
+            draft_device=options.draft_device,
+            target_weights=options.target_weights,
+            draft_weights=options.draft_weights or "exact",
+        )
         return pair[0], _layer_skip(pair[0], options) or pair[1], pair[2]
-    target = load_model(options.target, dtype=dtype, device=device)
+    target = load_model(options.target, dtype=dtype, device=device, weights=options.target_weights)
     tokenizer = load_tokenizer(options.target)
     draft: CausalLM | None = _layer_skip(target, options)
     if options.draft is not None:
-        draft = load_model(options.draft, dtype=dtype, device=options.draft_device or device)
+        draft = load_model(
+            options.draft,
+            dtype=dtype,
+            device=options.draft_device or device,
+            weights=options.draft_weights or "exact",
+        )
         draft = _for_target(draft, target, options.draft, tokenizer)
     return target, draft, tokenizer
 
@@ -164,13 +175,16 @@ def load_predictor(name: str, target: CausalLM) -> HRad:
         raise UsageError(f"--hrad: {error}") from error
 
 
-def _check_devices(options: Options) -> None:
+def _check_places(options: Options) -> None:
     """Before models are loaded, which takes long."""
     from specbranch.devices import resolve_device
+    from specbranch.models.loader import check_weights
 
-    resolve_device(options.device)
+    device = drafts = resolve_device(options.device)
     if options.draft_device is not None:
-        resolve_device(options.draft_device, "draft_device")
+        drafts = resolve_device(options.draft_device, "draft_device")
+    check_weights(options.target_weights, device, name="target_weights")
+    check_weights(options.draft_weights or "exact", drafts, name="draft_weights")
 
 
 def _stream(engine: Engine, prompt: Prompt, options: Options) -> None:

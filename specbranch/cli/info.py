@@ -58,6 +58,7 @@ def describe(path: Path) -> dict[str, Any]:
         "family": config.family,
         "parameters": config.num_parameters,
         "weight_bytes": _weight_bytes(path),
+        "int8_bytes": config.int8_bytes(),
         "max_seq_len": config.max_seq_len,
         "cache_bytes": {
             name: config.cache_bytes(config.max_seq_len, getattr(torch, name)) for name in dtypes
@@ -107,7 +108,8 @@ def _model_lines(model: dict[str, Any]) -> list[str]:
     ]
     return [
         f"{model['path']}: {model['family']}, {model['parameters']:,} parameters",
-        f"weights: {_size(model['weight_bytes'])} in files",
+        f"weights: {_size(model['weight_bytes'])} in files, "
+        f"{_size(model['int8_bytes'])} in memory with int8 weights",
         *caches,
     ]
 

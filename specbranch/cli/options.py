@@ -35,6 +35,8 @@ ENGINE_FLAGS = (
     "draft_sms",
 )  # fmt: skip
 DEVICE_FLAGS = ("device", "draft_device")
+WEIGHTS_FLAGS = ("target_weights", "draft_weights")
+WEIGHTS = ("exact", "int8")
 SAMPLING_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed", "stop")
 TRAIN_FLAGS = ("gamma", "layers", "n", "max_new_tokens", "temperatures", "epochs", "batch", "seed")
 PROMPT_SETS = ("humaneval", "stdlib")
@@ -63,6 +65,8 @@ class Options:
     device: str = "cpu"
     draft_device: str | None = None
     dtype: str = "auto"
+    target_weights: str = "exact"
+    draft_weights: str | None = None
     stats: bool = False
     show: bool = False
     sampling: SamplingParams = field(default_factory=SamplingParams)
@@ -156,7 +160,7 @@ def check_prompts(options: Options) -> None:
 def name_flags(message: str) -> str:
     """A library message that starts with a field's name, with the flag in its place."""
     name = re.match(r"\w*", message)
-    flags = ENGINE_FLAGS + DEVICE_FLAGS + SAMPLING_FLAGS + TRAIN_FLAGS
+    flags = ENGINE_FLAGS + DEVICE_FLAGS + WEIGHTS_FLAGS + SAMPLING_FLAGS + TRAIN_FLAGS
     if name is None or name[0] not in flags:
         return message
     return "--" + name[0].replace("_", "-") + message[name.end() :]
@@ -217,6 +221,7 @@ def _check_draft(options: Options, policy: str) -> None:
         )
     for flag, given in (
         ("--draft-device", options.draft_device),
+        ("--draft-weights", options.draft_weights),
         ("--layer-skip", options.layer_skip),
     ):
         if given is not None and policy in WITHOUT_DRAFT:
@@ -235,14 +240,21 @@ def check_layer_skip(options: Options) -> None:
         raise UsageError("--layer-skip and --draft exclude each other; both name the draft")
     if options.draft_device is not None:
         raise UsageError("--draft-device was given with --layer-skip, which shares the target's")
+    if options.draft_weights is not None:
+        raise UsageError("--draft-weights was given with --layer-skip, which shares the target's")
 
 
 def model_names(options: Options) -> tuple[str, str]:
     """Of target and draft, without the folders that they are in."""
     target = "demo/target" if options.target is None else options.target.resolve().name
+    draft = "demo/draft" if options.draft is None else options.draft.resolve().name
+    if options.target_weights != "exact":
+        target += f", {options.target_weights} weights"
+    if options.draft_weights not in (None, "exact"):
+        draft += f", {options.draft_weights} weights"
     if options.layer_skip is not None:
-        return target, f"{target}, first {options.layer_skip} layers"
-    return target, "demo/draft" if options.draft is None else options.draft.resolve().name
+        draft = f"{target}, first {options.layer_skip} layers"
+    return target, draft
 
 
 def check_folder(flag: str, given: Path, folder: Path) -> None:
@@ -349,6 +361,15 @@ def add_models(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--device", default="cpu", metavar="D", help="cpu (default), cuda or cuda:N")
     group.add_argument("--draft-device", metavar="D", help="the draft's, if another than --device")
     group.add_argument("--dtype", default="auto", choices=DTYPES, help="default auto")
+    group.add_argument(
+        "--target-weights",
+        default="exact",
+        choices=WEIGHTS,
+        help="default exact; int8 rounds the matrices: another target, another output",
+    )
+    group.add_argument(
+        "--draft-weights", choices=WEIGHTS, help="the draft's: the output stays the target's"
+    )
     return group
 
 

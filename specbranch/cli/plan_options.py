@@ -15,7 +15,8 @@ DEFAULT_N, DEFAULT_TOKENS = 8, 64
 POLICIES = ("ar", "sps", "specbranch", "fanout", "pearl", "adaedl", "ngram")
 NOT_REPLAYED = ("lookahead", "auto")  # named here so that the error says why
 GAMMAS, K_MAXES, EPSILONS = (1, 2, 3, 4, 6, 8), (1, 2, 4, 8), (0.0, 0.1, 0.2, 0.4, 0.6)
-DEFAULTS = {"device": "cpu", "dtype": "auto"}  # of flags that have one in the parser
+# Of flags that have one in the parser.
+DEFAULTS = {"device": "cpu", "dtype": "auto", "target_weights": "exact"}
 _HOST = ("join_ms", "draft_overhead_ms")
 _RECORDING = ("rollout", "hrad")
 _REPLAYING = (
@@ -24,8 +25,8 @@ _REPLAYING = (
 )  # fmt: skip
 _SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed")
 _RUNNING = (
-    "target", "draft", "layer_skip", "device", "draft_device", "dtype", "prompts", "n", "verify",
-    *_SAMPLING,
+    "target", "draft", "layer_skip", "device", "draft_device", "dtype", "target_weights",
+    "draft_weights", "prompts", "n", "verify", *_SAMPLING,
 )  # fmt: skip
 
 

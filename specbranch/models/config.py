@@ -88,6 +88,18 @@ class LlamaConfig:
         tables = (1 if self.tied else 2) * self.vocab_size * hidden
         return tables + self.num_layers * layer + hidden
 
+    def int8_bytes(self) -> int:
+        """In memory, with int8 matrices and float32 embedding, norms and biases (a CPU's dtype)."""
+        hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
+        queries, joint = self.num_heads * dim, (self.num_heads + 2 * self.num_kv_heads) * dim
+        layer = [(joint, hidden), (hidden, queries), (2 * inner, hidden), (hidden, inner)]
+        matrices = layer * self.num_layers + [(self.vocab_size, hidden)]
+        whole = sum(outputs * inputs for outputs, inputs in matrices)
+        scales = sum(outputs for outputs, _ in matrices)
+        # A tied head is a matrix of its own, beside the embedding.
+        others = self.num_parameters + self.tied * self.vocab_size * hidden - whole
+        return whole + 4 * (scales + others)
+
     def cache_bytes(self, slots: int, dtype: torch.dtype) -> int:
         """Of a slot cache with room for ``slots`` tokens."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * slots * dtype.itemsize

@@ -22,12 +22,27 @@ class Linear:
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         self.num_outputs = len(weight)
-        self.weight, self.bias = ops.pack_weight(weight), bias
+        self.weight, self.bias = self._packed(weight), bias
+
+    @staticmethod
+    def _packed(weight: torch.Tensor) -> torch.Tensor:
+        return ops.pack_weight(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """``[rows, in] -> [rows, out]``."""
         out: torch.Tensor = ops.linear(x, self.weight, self.num_outputs, bias=self.bias)
         return out
+
+
+class Int8Linear(Linear):
+    """The same of a weight that is rounded to int8, a scale an output: a quarter of float32.
+
+    Another matrix than the one given; see ``docs/weights.md``.
+    """
+
+    @staticmethod
+    def _packed(weight: torch.Tensor) -> torch.Tensor:
+        return ops.pack_weight_int8(weight)
 
 
 class PlainLinear:

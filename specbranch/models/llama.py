@@ -19,7 +19,7 @@ from .. import ops
 from ..cache import SlotCache
 from ..staging import Staged
 from .config import LlamaConfig
-from .linear import Linear, PlainLinear
+from .linear import Int8Linear, Linear, PlainLinear
 from .protocol import DecoderState, ForwardOutput
 from .state import TreeState, check_room, forward_together
 from .trunk import OpsTrunk, Trunk
@@ -117,6 +117,11 @@ class LlamaModel:
         )
         self.decoder = decoder
         self.drafter = ops.Drafter(decoder, embedding, head.weight, head.bias)
+
+    @property
+    def weights(self) -> str:
+        """How the matrices are kept: ``"exact"``, or ``"int8"`` where they were rounded."""
+        return "int8" if isinstance(self.head, Int8Linear) else "exact"
 
     def _rotary_tables(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines ``[P, D/2]`` float32; a few rows more than there are positions.

@@ -9,7 +9,7 @@ import ctypes
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ from .. import ops
 from ..devices import resolve_device
 from .config import LlamaConfig, NotNativeError, read_config, read_json, stored_dtype
 from .gguf import GgufFile, find_gguf
-from .linear import Linear, PlainLinear
+from .linear import Int8Linear, Linear, PlainLinear
 from .llama import LayerWeights, LlamaModel
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+WEIGHTS = ("exact", "int8")
+MakeLinear = Callable[[torch.Tensor, torch.Tensor | None], Linear | PlainLinear]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,7 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     backend: ops.Backend | None = None,
+    weights: str = "exact",
 ) -> LlamaModel | HFModel:
     """Load a checkpoint: natively the Llama family, by way of transformers others.
 
@@ -54,6 +57,9 @@ def load_model(
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
         backend: which kernels to use, by default those of the device. ``"simt"`` runs the code path
             of a CUDA device on a CPU, its kernels emulated: for tests, slow.
+        weights: ``"exact"``, or ``"int8"``: all matrices but the embedding are rounded to int8, a
+            scale an output, as they are read. **This is another model** than the checkpoint's, near
+            to it, of a quarter of float32's bytes; see docs/weights.md. Native models on a CPU.
 
     Raises:
         FileNotFoundError, ValueError: naming the file, field or tensor, and what was expected.
@@ -63,19 +69,53 @@ def load_model(
     folder = Path(folder)
     file = find_gguf(folder)
     where = resolve_device(device)
+    check_weights(weights, where, backend)
     if file is not None:
         opened = GgufFile(file)
         wanted = _resolve_dtype(dtype, opened.config.stored_dtype, where)
         logger.info("%s: native, %s", file, opened.config.family)
-        return _build(opened.config, _Gguf(opened, wanted, where), backend)
+        return _build(opened.config, _Gguf(opened, wanted, where), backend, weights)
     _check_folder(folder)
     try:
         config = read_config(folder)
     except NotNativeError as reason:
+        if weights != "exact":
+            raise ValueError(
+                f"{folder}: weights was {weights!r}; it must be 'exact' for a model that runs by "
+                f"way of transformers, as this one does: {reason}"
+            ) from reason
         return _load_with_transformers(folder, reason, dtype, where, backend)
     wanted = _resolve_dtype(dtype, config.stored_dtype, where)
     logger.info("%s: native, %s", folder, config.family)
-    return _build(config, _Folder(folder, wanted, where), backend)
+    return _build(config, _Folder(folder, wanted, where), backend, weights)
+
+
+def check_weights(
+    weights: str, device: torch.device, backend: ops.Backend | None = None, name: str = "weights"
+) -> None:
+    """Refuse a kind of weights that there is not, or not there.
+
+    Args:
+        weights: to be checked.
+        device, backend: where the model is to run.
+        name: of the argument, for messages.
+
+    Raises:
+        ValueError: naming the argument, what it was and what it must be.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(f"{name} was {weights!r}; it must be {' or '.join(WEIGHTS)}")
+    if weights != "exact" and not _is_native(device, backend):
+        where = f"backend {backend}" if device.type == "cpu" else f"device {device}"
+        raise ValueError(
+            f"{name} was {weights!r}, which only the CPU's own matrix products read; "
+            f"on {where} it must be 'exact'"
+        )
+
+
+def _is_native(device: torch.device, backend: ops.Backend | None) -> bool:
+    """Whether matrix products are our own."""
+    return device.type == "cpu" and backend in (None, "cpu")
 
 
 def load_config(folder: str | Path) -> LlamaConfig:
@@ -122,6 +162,7 @@ def model_from_tensors(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "cpu",
     backend: ops.Backend | None = None,
+    weights: str = "exact",
 ) -> LlamaModel:
     """A model over ``tensors``, named and shaped as a Hugging Face checkpoint's would be.
 
@@ -131,14 +172,15 @@ def model_from_tensors(
     Args:
         config: sizes and constants.
         tensors: all weights.
-        dtype, device, backend: as for ``load_model``.
+        dtype, device, backend, weights: as for ``load_model``.
 
     Raises:
         ValueError: naming the tensor or argument, what it was, and what it must be.
     """
     where = resolve_device(device)
+    check_weights(weights, where, backend)
     wanted = _resolve_dtype(dtype, config.stored_dtype, where)
-    return _build(config, _Given(tensors, wanted, where), backend)
+    return _build(config, _Given(tensors, wanted, where), backend, weights)
 
 
 def _resolve_dtype(
@@ -298,9 +340,12 @@ class _Folder(_Tensors):
         return tensor
 
 
-def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> LlamaModel:
-    native = get.device.type == "cpu" and backend in (None, "cpu")
-    linear = Linear if native else PlainLinear
+def _build(
+    config: LlamaConfig, get: _Tensors, backend: ops.Backend | None, weights: str
+) -> LlamaModel:
+    linear: MakeLinear = PlainLinear
+    if _is_native(get.device, backend):
+        linear = Int8Linear if weights == "int8" else Linear
     embedding = get("model.embed_tokens.weight", config.vocab_size, config.hidden_size)
     layers = []
     for idx in range(config.num_layers):
@@ -311,9 +356,22 @@ def _build(config: LlamaConfig, get: _Tensors, backend: ops.Backend | None) -> L
     if not config.tied:
         head = get("lm_head.weight", config.vocab_size, config.hidden_size)
     get.check_all_used(config)
-    packed = linear(head)
+    packed = _made(linear, head, None, f"{get.origin}: the head")
     _return_freed_memory()
     return LlamaModel(config, embedding, layers, norm, packed, backend)
+
+
+def _made(
+    linear: MakeLinear,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    what: str,
+) -> Linear | PlainLinear:
+    """The layer, or an error that says which one could not be made."""
+    try:
+        return linear(weight, bias)
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
 
 
 def _return_freed_memory() -> None:
@@ -324,9 +382,7 @@ def _return_freed_memory() -> None:
             trim(0)
 
 
-def _layer(
-    config: LlamaConfig, get: _Tensors, linear: type[Linear] | type[PlainLinear], at: str
-) -> LayerWeights:
+def _layer(config: LlamaConfig, get: _Tensors, linear: MakeLinear, at: str) -> LayerWeights:
     hidden, inner, dim = config.hidden_size, config.intermediate_size, config.head_dim
     queries, keys = config.num_heads * dim, config.num_kv_heads * dim
 
@@ -337,7 +393,8 @@ def _layer(
             weight[row : row + rows] = get(f"{at}{name}.weight", rows, width)
             row += rows
         biases = [get(f"{at}{name}.bias", rows) for name, rows in parts.items()] if bias else []
-        return linear(weight, torch.cat(biases) if biases else None)
+        joined = torch.cat(biases) if biases else None
+        return _made(linear, weight, joined, f"{get.origin}: {at}{' / '.join(parts)}")
 
     attention = {
         "self_attn.q_proj": queries,

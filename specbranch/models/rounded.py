@@ -27,6 +27,8 @@ def rounded(target: LlamaModel, *, bits: int = 8) -> LlamaModel:
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    if target.weights != "exact":
+        raise ValueError(f"target had {target.weights} weights; they must be exact to be rounded")
     if isinstance(bits, bool) or not isinstance(bits, int):
         raise TypeError(f"bits was {bits!r}; it must be an integer")
     if not 2 <= bits <= 8:

@@ -24,7 +24,15 @@ from specbranch.ops.decoder import (
     DraftSequence,
     LayerTensors,
 )
-from specbranch.ops.layers import add_rms_norm, linear, pack_weight, rope_kv_write, silu_mul
+from specbranch.ops.layers import (
+    add_rms_norm,
+    linear,
+    pack_weight,
+    pack_weight_int8,
+    quantise_int8,
+    rope_kv_write,
+    silu_mul,
+)
 from specbranch.ops.rounds import RoundState, advance, stopwatch
 from specbranch.ops.sampling import (
     PURPOSE_ACCEPT,
@@ -67,6 +75,8 @@ __all__ = [
     "linear",
     "logit_cutoff",
     "pack_weight",
+    "pack_weight_int8",
+    "quantise_int8",
     "rope_kv_write",
     "sample",
     "silu_mul",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,7 @@ from specbranch import _C
 from specbranch.ops._common import Backend, TensorLike, new_like, shape_of
 
 PANEL = 64  # outputs of a packed weight that lie together
+SCALE_ROWS = 4  # of a panel of int8, behind its weights: 64 float32
 BLOCK_ELEMENTS = 1 << 20  # of a weight, packed at once
 
 
@@ -147,22 +150,71 @@ def pack_weight(weight: torch.Tensor) -> torch.Tensor:
     Raises:
         TypeError, ValueError: not a floating point torch tensor with two dimensions.
     """
+    _check_weight(weight)
+    exact = all(_is_bfloat16(block) for _, block in _blocks(weight))
+    shape = (-(-len(weight) // PANEL), weight.shape[1], PANEL)
+    packed = weight.new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
+    for first, block in _blocks(weight):
+        panels = _panels(block.to(packed.dtype))
+        packed[first : first + len(panels)] = panels
+    return packed
+
+
+def _check_weight(weight: torch.Tensor) -> None:
     if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
         raise TypeError(
             f"weight was {type(weight).__name__}, must be a floating point torch tensor"
         )
     if weight.dim() != 2:
         raise ValueError(f"weight had shape {list(weight.shape)}, must be [N, K]")
-    # In blocks: what lies between a matrix and its packed form must not take the room of either.
+
+
+def _blocks(weight: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Rows of a weight and the panel they begin at.
+
+    What lies between a matrix and its packed form must not take the room of either.
+    """
     step = max(BLOCK_ELEMENTS // max(weight.shape[1], 1) // PANEL, 1) * PANEL
-    begins = range(0, len(weight), step)
-    exact = all(_is_bfloat16(weight[begin : begin + step]) for begin in begins)
-    shape = (-(-len(weight) // PANEL), weight.shape[1], PANEL)
-    packed = weight.new_empty(shape, dtype=torch.bfloat16 if exact else torch.float32)
-    for begin in begins:
-        panels = _panels(weight[begin : begin + step].to(packed.dtype))
-        packed[begin // PANEL :][: len(panels)] = panels
+    for begin in range(0, len(weight), step):
+        yield begin // PANEL, weight[begin : begin + step]
+
+
+def pack_weight_int8(weight: torch.Tensor) -> torch.Tensor:
+    """A weight ``[N, K]`` rounded to int8, for `linear`: ``[ceil(N / 64), K + 4, 64]`` int8.
+
+    Every output has a scale, its largest weight over 127; behind the K rows of a panel lie its 64
+    scales, float32, as bytes. An output of zeros only, or of subnormal weights, becomes zeros.
+
+    Raises:
+        TypeError, ValueError: not a floating point torch tensor with two dimensions, or a weight
+            is not finite.
+    """
+    _check_weight(weight)
+    outputs, inputs = weight.shape
+    packed = weight.new_zeros(-(-outputs // PANEL), inputs + SCALE_ROWS, PANEL, dtype=torch.int8)
+    for first, block in _blocks(weight):
+        whole, scale = quantise_int8(block)
+        panels = packed[first : first - (-len(whole) // PANEL)]
+        panels[:, :inputs] = _panels(whole)
+        scales = F.pad(scale, (0, -len(scale) % PANEL)).view(-1, PANEL)
+        panels[:, inputs:] = scales.view(torch.int8).view(-1, SCALE_ROWS, PANEL)
     return packed
+
+
+def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``weight [N, K]`` as int8 in -127 .. 127, and the scales ``[N]`` float32 of its rows.
+
+    Raises:
+        ValueError: a weight is not finite.
+    """
+    wide = weight.float()
+    most = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
+    if not bool(torch.isfinite(most).all()):
+        raise ValueError("weight had numbers that are not finite, int8 cannot hold them")
+    scale = most / 127
+    scale[scale < torch.finfo(torch.float32).tiny] = 0.0
+    divisor = scale.where(scale > 0, torch.inf)[:, None]
+    return (wide / divisor).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def _is_bfloat16(block: torch.Tensor) -> bool:
@@ -172,10 +224,12 @@ def _is_bfloat16(block: torch.Tensor) -> bool:
 
 def _panels(block: torch.Tensor) -> torch.Tensor:
     """``block [N, K]`` in panels, a view; its last one is filled up with zeros."""
-    padded = F.pad(block, (0, 0, 0, -len(block) % PANEL)).view(-1, PANEL, block.shape[1])
-    panels = padded.transpose(1, 2)
-    if block.dtype == torch.bfloat16:
-        shape = (len(panels), block.shape[1], -1, 2, 16)
+    count, inputs = -(-len(block) // PANEL), block.shape[1]
+    padded = F.pad(block, (0, 0, 0, -len(block) % PANEL))
+    panels = padded.view(count, PANEL, inputs).transpose(1, 2)
+    per_word = 4 // block.element_size()
+    if per_word > 1:
+        shape = (count, inputs, PANEL // 16 // per_word, per_word, 16)
         panels = panels.reshape(shape).transpose(3, 4).flatten(2)
     return panels
 
@@ -188,14 +242,15 @@ def linear(
     bias: TensorLike | None = None,
     out: TensorLike | None = None,
 ) -> TensorLike:
-    """``x @ weight.T + bias`` for few rows, the weight packed by `pack_weight`.
+    """``x @ weight.T + bias`` for few rows, the weight packed.
 
     The sums of a row are the same, bit for bit, whatever the number of rows: verifying m tokens at
     once gives the logits of decoding them one by one. Sums are float32.
 
     Args:
         x: ``[rows, K]`` float32, bfloat16 or float16.
-        weight: ``[ceil(N / 64), K, 64]`` float32 or bfloat16.
+        weight: as `pack_weight` or `pack_weight_int8` made it; the products with int8 are those of
+            whole numbers, times the output's scale at the end of the sum.
         num_outputs: N.
         bias: ``[N]`` of x's dtype.
         out: ``[rows, N]`` to be filled.

@@ -45,8 +45,8 @@ def peak():  # not ru_maxrss: a child inherits that from who started it
 
 torch.ones(9).sum()
 before = peak()
-if way == "load_model":
-    model = load_model(path)
+if way in ("exact", "int8"):
+    model = load_model(path, weights=way)
 else:
     tensors = {}
     for shard in path.glob("*.safetensors"):
@@ -75,19 +75,32 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def peak(path: Path, way: str = "load_model") -> float:
-    """Bytes that loading has taken at most, over those of the weights."""
+def loading(path: Path, way: str) -> dict[str, int]:
+    """Bytes that loading has ``taken`` at most, and those of the weights that are ``kept``."""
     command = [sys.executable, "-c", PROGRAM, str(path), way]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found: dict[str, int] = json.loads(done.stdout)
+    return found
+
+
+def peak(path: Path, way: str = "exact") -> float:
+    """Bytes that loading has taken at most, over those of the weights."""
+    found = loading(path, way)
     assert found["kept"] > 1.9e8  # nothing of it was narrowed
-    return float(found["taken"] / found["kept"])
+    return found["taken"] / found["kept"]
 
 
 @pytest.mark.parametrize("kind", ["shards", "F32", "Q8_0"])
 def test_one_copy(files: dict[str, Path], kind: str) -> None:
     assert 0.9 < peak(files[kind]) < MOST
+
+
+def test_int8_is_never_whole_in_float32(files: dict[str, Path]) -> None:
+    """Rounded matrix by matrix: what is kept, and as much on top as for a model of float32."""
+    found = loading(files["shards"], "int8")
+    assert found["kept"] < 0.75e8
+    assert found["taken"] < found["kept"] + (MOST - 1) * 2e8
 
 
 def test_a_second_copy_would_be_seen(files: dict[str, Path]) -> None:

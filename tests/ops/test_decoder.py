@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -11,12 +13,16 @@ from specbranch.ops import LayerTensors
 D, HQ, HKV, F, WIDTH, LAYERS, SLOTS, P = 8, 4, 2, 24, 20, 3, 40, 64
 
 
-def _layers(dtype: torch.dtype, extras: bool) -> list[LayerTensors]:
+def _layers(
+    dtype: torch.dtype,
+    extras: bool,
+    pack: Callable[[torch.Tensor], torch.Tensor] = ops.pack_weight,
+) -> list[LayerTensors]:
     def vector(size: int) -> torch.Tensor:
         return torch.randn(size).to(dtype)
 
     def matrix(outputs: int, inputs: int) -> torch.Tensor:
-        return ops.pack_weight(torch.randn(outputs, inputs) / inputs**0.5)
+        return pack(torch.randn(outputs, inputs) / inputs**0.5)
 
     def optional(size: int) -> torch.Tensor | None:
         return vector(size) if extras else None
@@ -79,9 +85,12 @@ def _decoder(layers: list[LayerTensors], norm: torch.Tensor, **changes: int) -> 
 @pytest.mark.parametrize("extras", [False, True], ids=["plain", "biases and head norms"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("count", [1, 5, 13])
-def test_equals_its_ops(count: int, dtype: torch.dtype, extras: bool) -> None:
+@pytest.mark.parametrize("pack", [ops.pack_weight, ops.pack_weight_int8], ids=["exact", "int8"])
+def test_equals_its_ops(
+    count: int, dtype: torch.dtype, extras: bool, pack: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
     torch.manual_seed(count)
-    layers, norm = _layers(dtype, extras), torch.randn(WIDTH).to(dtype)
+    layers, norm = _layers(dtype, extras, pack), torch.randn(WIDTH).to(dtype)
     angles = torch.rand(P, D // 2)
     cos, sin = angles.cos(), angles.sin()
     cache = torch.randn(LAYERS, 2, 1, HKV, SLOTS, D).to(dtype)
