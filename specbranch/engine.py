@@ -13,7 +13,7 @@ from . import ops
 from .batching import Batch, BatchReport, Hub, SharedModel
 from .batching.batch import named
 from .chat import Message
-from .inputs import Prompt, is_batch, params_of_each, prompt_tokens
+from .inputs import Prompt, check_prompts, is_batch, params_of_each, prompt_tokens
 from .lanes import Lanes, SerialLanes, StreamLanes, ThreadLanes
 from .models.protocol import CausalLM, check_same_vocabulary
 from .policies import DEFAULTS, POLICIES, LearningPolicy, Policy, TreePolicy
@@ -320,6 +320,7 @@ class Engine:
         try:
             while batch.goes_on:
                 yield from self._step(batch.step)
+            yield from batch.rest()
         finally:
             batch.end()
             self._active.remove(batch)
@@ -393,6 +394,7 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None,
         max_batch: int,
     ) -> Batch:
+        check_prompts(prompts)
         check_int("max_batch", max_batch, 1)
         if isinstance(self._method, LearningPolicy):
             raise ValueError(
@@ -420,7 +422,7 @@ class Engine:
 
     def _new_hub(self) -> Hub:
         """Where the requests of a batch meet; it works on as many cores as one request does."""
-        lanes = self.lanes if self._uses_threads else self._serial
+        lanes = self.lanes if self._method.overlaps else self._serial
         threads: int | None = getattr(lanes, "threads", None)
         beside = lanes.target_threads if isinstance(lanes, ThreadLanes) else None
         return Hub(self.target, self.draft, threads=threads, target_threads=beside)

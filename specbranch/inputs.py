@@ -26,6 +26,16 @@ def is_batch(prompt: Prompt | Sequence[Prompt]) -> TypeGuard[Sequence[Prompt]]:
     return isinstance(first, Sequence) or getattr(first, "ndim", 0) > 0
 
 
+def check_prompts(prompts: Sequence[Prompt]) -> None:
+    """Refuse what is no list of prompts, a single text above all: its letters are none.
+
+    Raises:
+        TypeError: naming what it was.
+    """
+    if isinstance(prompts, (str, bytes)) or not isinstance(prompts, Sequence):
+        raise TypeError(f"prompts was {type(prompts).__name__}; it must be a list of prompts")
+
+
 def params_of_each(
     params: SamplingParams | Sequence[SamplingParams] | None, count: int
 ) -> Sequence[SamplingParams | None]:

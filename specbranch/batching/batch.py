@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -126,7 +127,8 @@ class Batch:
         _raise_failure(self._live, tasks)
         events = []
         for row, task in zip(self._live, tasks, strict=True):
-            events += [(row.index, event) for event in row.accept(task.result())]
+            with _naming(row.index):
+                events += [(row.index, event) for event in row.accept(task.result())]
         for row in [row for row in self._live if row.request.finish_reason]:
             self._leave(row)
         return events
@@ -135,16 +137,19 @@ class Batch:
         """Fill up; a request that enters reads its prompt by itself."""
         while self._queue and len(self._live) < self._max_batch:
             index, opener = self._queue.popleft()
-            try:
+            with _naming(index):
                 self._open(index, opener)
-            except Exception as error:
-                raise named(error, [index]) from error
 
     def _open(self, index: int, opener: Callable[[], Request]) -> None:
         row = _Row(index, opener(), self._new_policy())
         self._live.append(row)
         row.request.session.prefill()
         row.request.session.lanes = self._hub
+
+    def rest(self) -> list[tuple[int, Event]]:
+        """After ``cancel``: text of unfinished requests that was held back."""
+        texts = [(row.index, row.request.stream.finish()) for row in self._live]
+        return [(index, Event([], [], text)) for index, text in texts if text]
 
     def _leave(self, row: _Row) -> None:
         row.request.finish_reason = row.request.finish_reason or "cancelled"
@@ -183,6 +188,14 @@ def _raise_failure(rows: Sequence[_Row], tasks: Sequence[Task[Committed]]) -> No
         raise first  # an interrupt is nobody's error
     pairs = zip(rows, tasks, strict=True)
     raise named(first, [row.index for row, task in pairs if task.error is first]) from first
+
+
+@contextmanager
+def _naming(index: int) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise named(error, [index]) from error
 
 
 def named(error: Exception, indices: Sequence[int]) -> Exception:

@@ -166,7 +166,8 @@ class Hub:
         return tasks
 
     def close(self) -> None:
-        """Let the worker go."""
+        """Let the worker go, and what tasks ran on."""
+        self._tasks.close()
         if self._worker is not None:
             self._worker.shutdown()
 
@@ -176,6 +177,7 @@ class Hub:
             wait([self._running[1]])
             self._running = None
         self._tasks.stop()
+        self._rows = []
         for desk in (self.target, self.draft):
             desk.forwards, desk.drafts = [], []
 

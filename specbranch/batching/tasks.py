@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from threading import get_ident
 from typing import Any, Generic, TypeVar, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
@@ -42,39 +41,52 @@ class Task(Generic[Done]):
         return cast(Done, self._result)
 
 
+def _thread() -> greenlet:
+    """What stands for the thread: unlike its number, no later thread gets the same."""
+    found = getcurrent()
+    while found.parent is not None:
+        found = found.parent
+    return found
+
+
 class Tasks:
     """Runs tasks until each of them waits or is over.
 
-    Greenlets are kept for further tasks: a new one costs a fresh stack.
+    Greenlets are kept for further tasks, since a new one costs a fresh stack, until ``close``.
     """
 
     def __init__(self) -> None:
         self._home: greenlet | None = None  # None: not within ``advance``
         self._stopping = False
         self._ready: deque[tuple[greenlet, Any]] = deque()
-        self._busy: set[greenlet] = set()
+        self._busy: dict[greenlet, Task[Any]] = {}
         self._idle: list[greenlet] = []
-        self._thread = get_ident()
+        self._thread = _thread()
 
     def start(self, task: Task[Any]) -> None:
         """Let a task begin when the others wait."""
-        if self._thread != get_ident():  # greenlets stay in the thread that made them
-            self._thread, self._idle = get_ident(), []
+        thread = _thread()
+        if self._thread is not thread:  # greenlets stay in the thread that made them
+            self._thread, self._idle = thread, []
         runner = self._idle.pop() if self._idle else greenlet(self._run)
         runner.parent = self._home or getcurrent()
-        self._busy.add(runner)
-        self._ready.append((runner, task))
+        self._busy[runner] = task
+        self._ready.append((runner, None))
 
-    def _run(self, task: Task[Any]) -> None:
-        """A greenlet's life: one task after the other."""
+    def _run(self, _: None) -> None:
+        """A greenlet's life: one task after the other.
+
+        While it idles, its frame must name neither a task, which would keep a request's caches,
+        nor itself: the garbage collector does not look into the frames of greenlets.
+        """
         while True:
+            task = self._busy[getcurrent()]
             task.run()
             if task.waiting_for_it is not None:
                 self._ready.append((task.waiting_for_it, None))
-            runner = getcurrent()
-            self._busy.remove(runner)
-            self._idle.append(runner)
-            task = runner.parent.switch()
+            del self._busy[getcurrent()], task
+            self._idle.append(getcurrent())
+            getcurrent().parent.switch()
 
     def advance(self) -> None:
         """Run what can run; called outside of tasks."""
@@ -114,3 +126,7 @@ class Tasks:
             self._stopping = False
             self._busy.clear()
             self._ready.clear()
+
+    def close(self) -> None:
+        """Let the greenlets go: their frames hold this object, which holds them."""
+        self._idle.clear()
