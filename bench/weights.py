@@ -30,7 +30,7 @@ from shapes import Shape, named_shape, tensor_shapes
 
 from specbranch import Engine, SamplingParams, demo_pair, load_model, ops
 from specbranch.comparison.record import load_average
-from specbranch.lanes import SerialLanes, num_cores
+from specbranch.lanes import num_cores
 from specbranch.models import LlamaModel, load_config, model_from_tensors
 from specbranch.models.config import LlamaConfig
 from specbranch.pair import DEMO_DIR
@@ -197,7 +197,7 @@ def drafts(args: argparse.Namespace) -> list[Row]:
     engines = {
         name: Engine(
             target, each, policy="ar" if each is None else "sps", gamma=args.gamma,
-            lanes=SerialLanes(args.threads),
+            threads=args.threads,
         )
         for name, each in contestants.items()
     }  # fmt: skip
@@ -233,10 +233,9 @@ def main() -> int:
     """Measure what the command line asks for and write the result file."""
     args = _parser().parse_args()
     torch.set_num_threads(args.threads)
-    ops.limit_threads(args.threads)
     torch.manual_seed(0)
     args.repeats = {"demo": args.repeat * 10, "135m": args.repeat, "1b": args.repeat}
-    with torch.inference_mode():
+    with torch.inference_mode(), ops.limit_threads(args.threads):
         found = {
             "forwards": [row for name in args.models for row in forwards(name, args)],
             "drafts": drafts(args) if args.n else [],

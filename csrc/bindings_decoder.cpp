@@ -1,6 +1,7 @@
 // The decoder: weights are checked and kept once, a forward passes what changes.
 #include <pybind11/stl.h>
 
+#include <list>
 #include <string>
 #include <tuple>
 #include <utility>
@@ -8,6 +9,7 @@
 
 #include "bindings.h"
 #include "bindings_checks.h"
+#include "common/element.h"
 #include "common/tensor_arg.h"
 #include "ops.h"
 
@@ -15,6 +17,54 @@ namespace py = pybind11;
 
 namespace specbranch {
 namespace {
+
+// Arguments whose memory a call reads or writes: they stay until its end, since what an object exports may be a copy
+// that only the export keeps alive. To be destroyed with the interpreter lock held.
+using Held = std::list<TensorArg>;
+
+// The memory of an argument of a batch.
+struct Range {
+  const char *begin, *end;
+};
+
+Range range_of(const void* data, int64_t bytes) {
+  const char* begin = static_cast<const char*>(data);
+  return {begin, begin + bytes};
+}
+
+// Refuses memory that two sequences would write.
+void check_apart(const char* what, const std::vector<Range>& ranges) {
+  const Range& last = ranges.back();
+  for (size_t i = 0; i + 1 < ranges.size(); ++i) {
+    if (ranges[i].begin < last.end && last.begin < ranges[i].end) {
+      throw py::value_error(std::string("had the same ") + what + " as sequences[" + std::to_string(i) +
+                            "], must have its own");
+    }
+  }
+}
+
+// Calls `take(tuple)` for each of the sequences, whose errors then say which it was.
+template <typename Take>
+void for_each_sequence(const py::tuple& sequences, size_t size, Take take) {
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const std::string name = "sequences[" + std::to_string(i) + "]";
+    const py::handle item = sequences[i];
+    // A list could be changed by another thread while its tensors are in use.
+    if (!py::isinstance<py::tuple>(item) || py::len(item) != size) {
+      throw py::type_error(name + " was " + Py_TYPE(item.ptr())->tp_name + ", must be a tuple of " +
+                           std::to_string(size));
+    }
+    try {
+      take(py::reinterpret_borrow<py::tuple>(item));
+    } catch (const py::value_error& error) {
+      throw py::value_error(name + ": " + error.what());
+    } catch (const py::type_error& error) {
+      throw py::type_error(name + ": " + error.what());
+    } catch (const py::cast_error&) {
+      throw py::type_error(name + " had an entry of another type than its field");
+    }
+  }
+}
 
 class Decoder {
  public:
@@ -47,37 +97,43 @@ class Decoder {
     p.N = residual.size(0), p.scale = scale;
     residual.sizes({p.N, p.width});
     out.sizes({p.N, p.width});
-    const DecoderSequence sequence = place(p.N, cache_, positions_, slots_, prefix_, bits_);
+    Held held;
+    const DecoderSequence sequence = place(held, p.N, cache_, positions_, slots_, prefix_, bits_);
     p.B = 1, p.sequences = &sequence;
-    take_hidden(p, hidden_);
+    take_hidden(held, p, hidden_);
     p.residual = residual.data(), p.out = out.data();
     py::gil_scoped_release release;
     cpu::decoder(p);
   }
 
   // Its memory, and S.
-  std::pair<void*, int64_t> take_cache(py::handle cache_) const {
-    TensorArg cache("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
+  std::pair<void*, int64_t> take_cache(Held& held, py::handle cache_) const {
+    const TensorArg& cache = held.emplace_back("cache", cache_, type_, "[L, 2, 1, Hkv, S, D]", kWritable);
     cache.sizes({p_.L, 2, 1, p_.Hkv, cache.size(4), p_.D});
     return {cache.data(), cache.size(4)};
   }
 
+  Range cache_range(const void* cache, int64_t S) const {
+    return range_of(cache, p_.L * 2 * p_.Hkv * S * p_.D * element_size(p_.dtype));
+  }
+
   // Where hidden states of p.N tokens are wanted.
-  void take_hidden(DecoderParams& p, py::handle hidden_) const {
-    TensorArg hidden("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
+  void take_hidden(Held& held, DecoderParams& p, py::handle hidden_) const {
+    const TensorArg& hidden = held.emplace_back("hidden", hidden_, type_, "[N, K, d]", kOptional | kWritable);
     p.K = hidden.given() ? hidden.size(1) : 0, p.hidden = hidden.data();
     hidden.sizes({p.N, p.K, p.width});
     if (p.K > p.L) hidden.fail_value("had more layers than the " + std::to_string(p.L) + " of the decoder");
   }
 
   // Where N tokens of a sequence go, and what they see.
-  DecoderSequence place(int64_t N, py::handle cache_, py::handle positions_, py::handle slots_, py::handle prefix_,
-                        py::handle bits_) const {
-    TensorArg positions("positions", positions_, kInt32, "[1, N]");
-    TensorArg slots("slots", slots_, kInt32, "[1, N]");
-    TensorArg prefix("prefix_length", prefix_, kInt32, "[1]");
-    TensorArg bits("ancestor_bits", bits_, kInt32 | kUInt32, "[1, N, ceil(T / 32)]", kOptional);
-    const auto [cache, S] = take_cache(cache_);
+  DecoderSequence place(Held& held, int64_t N, py::handle cache_, py::handle positions_, py::handle slots_,
+                        py::handle prefix_, py::handle bits_) const {
+    const TensorArg& positions = held.emplace_back("positions", positions_, kInt32, "[1, N]");
+    const TensorArg& slots = held.emplace_back("slots", slots_, kInt32, "[1, N]");
+    const TensorArg& prefix = held.emplace_back("prefix_length", prefix_, kInt32, "[1]");
+    const TensorArg& bits =
+        held.emplace_back("ancestor_bits", bits_, kInt32 | kUInt32, "[1, N, ceil(T / 32)]", kOptional);
+    const auto [cache, S] = take_cache(held, cache_);
     const int64_t W = bits.given() ? bits.size(2) : 0;
     positions.sizes({1, N});
     slots.sizes({1, N});
@@ -163,21 +219,26 @@ class Drafter {
   void forward(py::handle cache, py::handle tokens, py::handle positions, py::handle slots, py::handle prefix,
                py::handle bits, py::handle hidden, py::handle out) const {
     TensorArg given("tokens", tokens, kInt64, "[N]");
-    run({decoder_.place(given.size(0), cache, positions, slots, prefix, bits)}, given, hidden, out);
+    Held held;
+    const std::vector<DecoderSequence> places{
+        decoder_.place(held, given.size(0), cache, positions, slots, prefix, bits)};
+    run(held, places, given, hidden, out);
   }
 
   // sequences: tuples (cache, positions, slots, prefix_length, ancestor_bits); their tokens one after the other.
   void forward_batch(const py::list& sequences, py::handle tokens, py::handle hidden, py::handle out) const {
     TensorArg given("tokens", tokens, kInt64, "[N]");
+    const py::tuple kept(sequences);
+    Held held;
     std::vector<DecoderSequence> places;
-    for (const py::handle& item : sequences) {
-      const auto s = item.cast<py::tuple>();
-      if (s.size() != 5) throw py::value_error("sequences had a tuple of another length than 5");
-      TensorArg slots("slots", s[2], kInt32, "[1, N]");
-      places.push_back(decoder_.place(slots.size(1), s[0], s[1], s[2], s[3], s[4]));
-      for (size_t i = 0; i + 1 < places.size(); ++i) check_caches(places[i].cache, places.back().cache);
-    }
-    run(places, given, hidden, out);
+    std::vector<Range> caches;
+    for_each_sequence(kept, 5, [&](const py::tuple& s) {
+      const int64_t N = TensorArg("slots", s[2], kInt32, "[1, N]").size(1);
+      places.push_back(decoder_.place(held, N, s[0], s[1], s[2], s[3], s[4]));
+      caches.push_back(decoder_.cache_range(places.back().cache, places.back().S));
+      check_apart("cache", caches);
+    });
+    run(held, places, given, hidden, out);
   }
 
   // Returns how many steps were taken.
@@ -185,7 +246,8 @@ class Drafter {
                 float temperature, int32_t top_k, float top_p, float min_p, int64_t seed, int64_t position,
                 float stop_below, py::handle logits, py::handle cutoff, py::handle drawn, py::handle confidence) const {
     int64_t taken = 0;
-    draft_all({drafting(cache, tokens, prefix, branches, steps, gumbel, temperature, top_k, top_p, min_p, seed,
+    Held held;
+    draft_all({drafting(held, cache, tokens, prefix, branches, steps, gumbel, temperature, top_k, top_p, min_p, seed,
                         position, stop_below, logits, cutoff, drawn, confidence, &taken)});
     return taken;
   }
@@ -194,20 +256,26 @@ class Drafter {
   std::vector<int64_t> draft_batch(const py::list& sequences) const {
     using Arguments = std::tuple<py::object, py::object, int32_t, int64_t, int64_t, bool, float, int32_t, float, float,
                                  int64_t, int64_t, float, py::object, py::object, py::object, py::object>;
-    std::vector<int64_t> taken(sequences.size(), 0);
+    const py::tuple kept(sequences);
+    Held held;
+    std::vector<int64_t> taken(kept.size(), 0);
     std::vector<DraftSequence> all;
-    for (const py::handle& item : sequences) {
+    std::vector<Range> caches, outputs;
+    for_each_sequence(kept, std::tuple_size_v<Arguments>, [&](const py::tuple& sequence) {
       int64_t* steps = &taken[all.size()];
-      const auto one = [&](const auto&... arguments) { return drafting(arguments..., steps); };
-      all.push_back(std::apply(one, item.cast<Arguments>()));
-      for (size_t i = 0; i + 1 < all.size(); ++i) check_caches(all[i].cache, all.back().cache);
-    }
+      const auto one = [&](const auto&... arguments) { return drafting(held, arguments..., steps); };
+      const DraftSequence& made = all.emplace_back(std::apply(one, sequence.cast<Arguments>()));
+      caches.push_back(decoder_.cache_range(made.cache, made.S));
+      check_apart("cache", caches);
+      outputs.push_back(range_of(made.logits, made.steps * made.R * model_.V * element_size(model_.decoder.dtype)));
+      check_apart("out logits", outputs);
+    });
     draft_all(all);
     return taken;
   }
 
  private:
-  void run(const std::vector<DecoderSequence>& sequences, const TensorArg& tokens, py::handle hidden,
+  void run(Held& held, const std::vector<DecoderSequence>& sequences, const TensorArg& tokens, py::handle hidden,
            py::handle out_) const {
     ForwardParams p = model_;
     TensorArg out("out", out_, type_, "[N, V]", kWritable);
@@ -215,7 +283,7 @@ class Drafter {
     for (const DecoderSequence& s : sequences) p.decoder.N += s.N;
     tokens.sizes({p.decoder.N});
     out.sizes({p.decoder.N, p.V});
-    decoder_.take_hidden(p.decoder, hidden);
+    decoder_.take_hidden(held, p.decoder, hidden);
     check_ids(p.V, tokens);
     p.tokens = tokens.data<int64_t>(), p.logits = out.data();
     if (p.decoder.N == 0) return;
@@ -223,17 +291,17 @@ class Drafter {
     cpu::forward(p);
   }
 
-  DraftSequence drafting(py::handle cache, py::handle tokens_, int32_t prefix, int64_t branches, int64_t steps,
-                         bool gumbel, float temperature, int32_t top_k, float top_p, float min_p, int64_t seed,
-                         int64_t position, float stop_below, py::handle logits_, py::handle cutoff_, py::handle drawn_,
-                         py::handle confidence_, int64_t* taken) const {
+  DraftSequence drafting(Held& held, py::handle cache, py::handle tokens_, int32_t prefix, int64_t branches,
+                         int64_t steps, bool gumbel, float temperature, int32_t top_k, float top_p, float min_p,
+                         int64_t seed, int64_t position, float stop_below, py::handle logits_, py::handle cutoff_,
+                         py::handle drawn_, py::handle confidence_, int64_t* taken) const {
     DraftSequence p{};
-    std::tie(p.cache, p.S) = decoder_.take_cache(cache);
-    TensorArg tokens("tokens", tokens_, kInt64, "[n]");
-    TensorArg logits("out logits", logits_, type_, "[steps, R, V]", kWritable);
-    TensorArg cutoff("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
-    TensorArg drawn("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
-    TensorArg confidence("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
+    std::tie(p.cache, p.S) = decoder_.take_cache(held, cache);
+    const TensorArg& tokens = held.emplace_back("tokens", tokens_, kInt64, "[n]");
+    const TensorArg& logits = held.emplace_back("out logits", logits_, type_, "[steps, R, V]", kWritable);
+    const TensorArg& cutoff = held.emplace_back("out cutoff", cutoff_, kFloat32, "[steps, R]", kWritable);
+    const TensorArg& drawn = held.emplace_back("out tokens", drawn_, kInt32, "[steps, R]", kWritable);
+    const TensorArg& confidence = held.emplace_back("out confidence", confidence_, kFloat32, "[steps, R]", kWritable);
     p.inputs = tokens.size(0), p.branches = branches, p.steps = steps, p.R = logits.size(1), p.prefix = prefix;
     logits.sizes({logits.size(0), p.R, model_.V});
     for (const TensorArg* arg : {&cutoff, &drawn, &confidence}) arg->sizes({logits.size(0), p.R});
@@ -252,10 +320,6 @@ class Drafter {
     const DraftParams p{model_, static_cast<int64_t>(sequences.size()), sequences.data()};
     py::gil_scoped_release release;
     cpu::draft(p);
-  }
-
-  static void check_caches(const void* one, const void* other) {
-    if (one == other) throw py::value_error("sequences had the same cache twice, must have one each");
   }
 
   static void check_ids(int64_t vocab, const TensorArg& tokens) {

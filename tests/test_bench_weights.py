@@ -11,7 +11,9 @@ import pytest
 import torch
 import weights
 
+from specbranch import _C
 from specbranch.models.linear import Int8Linear
+from specbranch.session import Chain, Session
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "bench" / "results" / "weights.json"
@@ -43,6 +45,36 @@ def test_a_short_run(tmp_path: Path) -> None:
         assert row["faster_than_float32"]["float32"] == 1
     drafts = {row["draft"]: row["acceptance_rate"] for row in found["drafts"]}
     assert drafts["none (ar)"] is None and drafts["the target's int8 copy"] > 0.8
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_measured_has_so_many_threads(
+    count: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The forwards, and the engines of the drafts, which set their own."""
+    seen: list[int] = []
+
+    def see(*_: object) -> list[dict[str, object]]:
+        seen.append(_C.limit_threads(0))
+        _C.limit_threads(seen[-1])
+        return []
+
+    right = Session.draft_chain
+
+    def chain(self: Session, *args: float) -> Chain:
+        see()
+        return right(self, *args)
+
+    monkeypatch.setattr(weights, "forwards", see)
+    monkeypatch.setattr(Session, "draft_chain", chain)
+    threads = torch.get_num_threads()
+    argv = ["weights.py", "--models", "demo", "--n", "1", "--max-new-tokens", "4"]
+    monkeypatch.setattr(sys, "argv", [*argv, "--threads", str(count)])
+    try:
+        assert weights.main() == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) > 3 and set(seen) == {count}
 
 
 def test_a_draft_that_changes_the_output_ends_the_run() -> None:

@@ -228,7 +228,7 @@ def test_drafting_together_is_drafting_alone(folder: Path, dtype: str) -> None:
 def test_drafting_together_refuses(folder: Path) -> None:
     model = load_model(folder)
     requests = _requests(model)
-    with pytest.raises(ValueError, match="same cache twice"):
+    with pytest.raises(ValueError, match=r"sequences\[1\]: had the same cache as sequences\[0\]"):
         model.draft_batch([requests[0], requests[0]])
     stranger = TableModel.random(8, seed=1).new_state(50, 8)
     with pytest.raises(ValueError, match="of another model"):
