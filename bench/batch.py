@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import machine
-from e2e import _inflated as inflated
-from e2e import _weights as weights_of
-from shapes import SHAPES
+from pair import add_flags, inflated_sizes, weights_of
 
 from specbranch import Engine, GenerationResult, SamplingParams, load_tokenizer
 from specbranch.lanes import num_cores
 from specbranch.prompts import read_prompts
+from specbranch.sampling_params import check_int
 
 ALONE = 0  # the batch size that stands for: one after the other, no batch at all
 
@@ -44,20 +43,22 @@ def main() -> int:
     try:
         weights = weights_of(args)
         texts = read_prompts(args.prompts, args.n)
+        for size in args.sizes:
+            check_int("--sizes", size, 1)
+        target, draft = (each.ours() for each in weights)
+        engines = {
+            policy: Engine(target, draft, policy=policy, threads=args.threads, verify=args.verify)
+            for policy in args.policies
+        }
     except (OSError, ValueError) as error:
         parser.error(str(error))
     tokenizer = load_tokenizer(weights[0].folder)
     prompts = [tokenizer.encode(text)[: args.prompt_tokens] for text in texts]
-    target, draft = (each.ours() for each in weights)
-    engines = {
-        policy: Engine(target, draft, policy=policy, threads=args.threads, verify=args.verify)
-        for policy in args.policies
-    }
     rows, wrong = _measure(engines, prompts, args)
     result = machine.record("batch", "cpu") | {
         "cores": num_cores(),
         "settings": _settings(args),
-        "inflated": inflated(weights),
+        "inflated": inflated_sizes(weights),
         "prompt_tokens": [len(prompt) for prompt in prompts],
         "differs_from_alone": wrong,
         "rows": rows,
@@ -181,14 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, metavar="F", help="result file (JSON)")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"))
-    add(
-        "--inflate",
-        nargs=2,
-        choices=SHAPES,
-        metavar=("TARGET", "DRAFT"),
-        help=f"sizes to inflate the pair to: {', '.join(SHAPES)}",
-    )
+    add_flags(parser)
     add("--policies", nargs="+", default=["ar", "sps", "specbranch"])
     add("--sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="of the batch")
     add("--prompts", default="humaneval", help="humaneval, stdlib, or a file")
@@ -199,8 +193,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--verify", choices=("rejection", "coupled"))
     add("--repeats", type=int, default=3, help="the median counts")
     add("--threads", type=int, default=num_cores(), help="CPU cores")
-    add("--target", type=Path, metavar="DIR", help="default: the demo pair")
-    add("--draft", type=Path, metavar="DIR")
     parser.set_defaults(device="cpu")
     return parser
 

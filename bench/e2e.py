@@ -16,10 +16,8 @@ of the target's own; if not, the exit code is 1 and the result says where.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import platform
-import re
 import shlex
 import sys
 from collections import defaultdict
@@ -28,17 +26,14 @@ from typing import Any
 
 import machine
 import torch
-from inflate import Inflation
 from methods import Method, Run, Weights, our_methods, peer_methods
-from shapes import SHAPES, check_fits, named_shape
+from pair import add_flags, inflated_sizes, weights_of
 
-from specbranch import SamplingParams, load_tokenizer, ops
+from specbranch import SamplingParams, load_tokenizer
 from specbranch.comparison.equality import judge
 from specbranch.comparison.methods import BASELINE
 from specbranch.lanes import num_cores
 from specbranch.models import CausalLM
-from specbranch.models.config import read_config
-from specbranch.pair import DEMO_DIR
 from specbranch.prompts import humaneval
 
 DISTRIBUTIONS = ("specbranch", "torch", "transformers", "numpy")
@@ -49,7 +44,7 @@ def main() -> int:
     parser = _parser()
     args = parser.parse_args()
     try:
-        weights = _weights(args)
+        weights = weights_of(args)
     except (FileNotFoundError, ValueError) as error:
         parser.error(str(error))
     target, draft = (each.ours() for each in weights)
@@ -74,40 +69,6 @@ def main() -> int:
     for found in wrong:
         _log(f"NOT LOSSLESS: {found}")
     return 1 if wrong else 0
-
-
-def _weights(args: argparse.Namespace) -> tuple[Weights, Weights]:
-    """Target and draft as the command line wants them.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such device here, or a checkpoint does not fit.
-    """
-    _check_device(args.device)
-    folders = args.target or DEMO_DIR / "target", args.draft or DEMO_DIR / "draft"
-    for folder, shape in zip(folders, args.inflate or (), strict=False):
-        try:
-            check_fits(read_config(folder), named_shape(shape))
-        except ValueError as error:
-            raise ValueError(f"--inflate {shape}: {error}") from error
-    target, draft = (
-        Weights(folder, args.device, args.dtype, shape)
-        for folder, shape in zip(folders, args.inflate or (None, None), strict=True)
-    )
-    return target, draft
-
-
-def _check_device(device: str) -> None:
-    if re.fullmatch(r"cpu|cuda(:\d+)?", device) is None:
-        raise ValueError(f"--device was {device}; it must be cpu, cuda or cuda:N")
-    if device == "cpu":
-        return
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
-        raise ValueError(f"--device was {device}, but no CUDA device was found; use cpu")
-    if (torch.device(device).index or 0) >= count:
-        raise ValueError(f"--device was {device}, but there are {count} CUDA devices")
-    if not ops.backends()["cuda"]:
-        raise ValueError(f"--device was {device}, but this build has no CUDA kernels")
 
 
 def _one_prompt(
@@ -217,7 +178,7 @@ def _record(
         "date": machine.today(),
         **machine.commit("specbranch", "csrc"),
         "device": _device(args.device),
-        "inflated": _inflated(weights),
+        "inflated": inflated_sizes(weights),
         "versions": {"python": platform.python_version()}
         | {name: machine.installed(name) for name in DISTRIBUTIONS},
         "settings": given,
@@ -238,19 +199,6 @@ def _device(name: str) -> dict[str, Any]:
     return found | {"gpu": gpu}
 
 
-def _inflated(weights: tuple[Weights, Weights]) -> dict[str, Any] | None:
-    """Sizes of an inflated pair, None for one that is what it is."""
-    if weights[0].shape is None:
-        return None
-    pair = zip(("target", "draft"), weights, strict=True)
-    return {name: _sizes(each.shape, each.inflation()) for name, each in pair}
-
-
-def _sizes(shape: str | None, inflation: Inflation) -> dict[str, Any]:
-    sizes = {"shape": shape, "parameters": inflation.num_parameters}
-    return sizes | dataclasses.asdict(inflation.shape) | {"source": inflation.folder.name}
-
-
 def _texts(args: argparse.Namespace) -> list[str]:
     if args.prompts == "humaneval":
         return humaneval(args.n)
@@ -266,14 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="F", help="result file (JSON)")
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--dtype", default="float32", choices=("float32", "bfloat16"))
-    add(
-        "--inflate",
-        nargs=2,
-        choices=SHAPES,
-        metavar=("TARGET", "DRAFT"),
-        help=f"sizes to inflate the pair to: {', '.join(SHAPES)}",
-    )
+    add_flags(parser)
     add("--prompts", default="humaneval", help="humaneval, or a file with one prompt a line")
     add("--n", type=int, default=20, help="how many prompts")
     add("--max-new-tokens", type=int, default=128)
@@ -291,8 +232,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the first prompt; the next ones count up")
     add("--threads", type=int, default=num_cores(), help="CPU cores for every method")
     add("--peer-threads", type=int, nargs="+", default=[], help="other counts for the peers")
-    add("--target", type=Path, metavar="DIR", help="default: the demo pair")
-    add("--draft", type=Path, metavar="DIR")
     return parser
 
 
