@@ -88,14 +88,15 @@ def read_prompts(source: str, num_prompts: int, seed: int = 0) -> list[str]:
     if source == "stdlib":
         return _stdlib(num_prompts, seed)
     path = Path(source)
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix == ".jsonl":
-        lines = [
-            _prompt_of(line, f"{source}, line {number}") for number, line in enumerate(lines, 1)
-        ]
+    # Not splitlines: to it a form feed ends a line, too, and so does what JSON leaves unescaped.
+    numbered = enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+    lines = {number: line for number, line in numbered if line.strip()}
     if not lines:
         raise ValueError(f"{source} has no prompts")
-    return lines[:num_prompts]
+    found = list(lines.values())
+    if path.suffix == ".jsonl":
+        found = [_prompt_of(line, f"{source}, line {number}") for number, line in lines.items()]
+    return found[:num_prompts]
 
 
 def _prompt_of(line: str, place: str) -> str:

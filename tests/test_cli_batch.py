@@ -36,6 +36,14 @@ def test_json_lines_are_those_of_each_prompt(capsys, pair, file, tmp_path):  # n
             assert [each[name] for each in found] == [each[name] for each in alone]
 
 
+def test_a_file_named_as_a_set_of_prompts(capsys, pair, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    Path("humaneval").write_text("import os\n", encoding="utf-8")
+    argv = ["generate", "--prompts", "humaneval", *pair, "--max-new-tokens", "2", "--json"]
+    code, out, _ = run(capsys, *argv)
+    assert code == 0 and [json.loads(line)["prompt"] for line in out.splitlines()] == [0]
+
+
 def test_texts_and_statistics(capsys, pair, file):  # noqa: F811
     argv = ["generate", "--prompts", file, *pair, "--max-new-tokens", "5"]
     code, out, err = run(capsys, *argv, "--stats")

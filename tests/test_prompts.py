@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 
@@ -39,3 +40,16 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         humaneval(1)
+
+
+def test_lines_of_a_file_end_where_lines_end(tmp_path):
+    """Not at a form feed, nor at what JSON may leave as it is."""
+    texts = ["import os\x0cx", "a\u2028b", "c"]
+    plain, lines = tmp_path / "p.txt", tmp_path / "p.jsonl"
+    plain.write_bytes("\r\n\n".join(texts).encode())
+    objects = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    lines.write_text("\n\n".join(objects), encoding="utf-8")
+    assert read_prompts(str(plain), 9) == read_prompts(str(lines), 9) == texts
+    lines.write_text("\n\n".join([*objects, "{}"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"p.jsonl, line 7 is no JSON object with a prompt"):
+        read_prompts(str(lines), 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from specbranch.cli.options import Options, UsageError, name_flags
@@ -19,7 +20,8 @@ def read(options: Options) -> list[Prompt]:
     from specbranch.prompts import read_prompts
 
     try:
-        texts = read_prompts(options.prompts, sys.maxsize)
+        # With its folder: a file may be called as one of the sets of prompts is.
+        texts = read_prompts(str(Path(options.prompts).absolute()), sys.maxsize)
     except (OSError, ValueError) as error:
         raise UsageError(f"--prompts {options.prompts!r} cannot be read: {error}") from error
     return [as_prompt(text, options) for text in texts]
