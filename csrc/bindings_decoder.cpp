@@ -170,7 +170,7 @@ class Decoder {
   }
 
   DecoderLinear matrix(const char* name, py::handle weight_, py::handle bias, int64_t inputs, int64_t outputs) {
-    TensorArg weight(name, weight_, kWeights, "[ceil(N / 64), K, 64]");
+    TensorArg weight(name, weight_, kWeights, kPackedShape);
     check_weight(weight, inputs, outputs);
     return {weight.dtype(), keep(weight_, weight), vector(name, bias, outputs)};
   }
@@ -202,7 +202,7 @@ class Drafter {
     model_.decoder = decoder.params();
     model_.decoder.scale = scale;
     TensorArg embedding("embedding", embedding_, decoder.type(), "[V, d]");
-    TensorArg head("head", head_, kWeights, "[ceil(V / 64), d, 64]");
+    TensorArg head("head", head_, kWeights, kPackedShape);
     TensorArg bias("head_bias", bias_, decoder.type(), "[V]", kOptional);
     model_.V = embedding.size(0);
     embedding.sizes({model_.V, model_.decoder.width});

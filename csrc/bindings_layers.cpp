@@ -105,7 +105,7 @@ void silu_mul(py::handle gate_up_, py::handle out_, py::handle backend_, py::han
 
 void linear(py::handle x_, py::handle weight_, py::handle bias_, py::handle out_) {
   TensorArg x("x", x_, kFloating, "[rows, K]");
-  TensorArg weight("weight", weight_, kWeights, "[ceil(N / 64), K, 64]");
+  TensorArg weight("weight", weight_, kWeights, kPackedShape);
   TensorArg bias("bias", bias_, x.type(), "[N]", kOptional);
   TensorArg out("out", out_, x.type(), "[rows, N]", kWritable);
   const int64_t rows = x.size(0), K = x.size(1), N = out.size(1);

@@ -205,8 +205,9 @@ def quantise_int8(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``weight [N, K]`` as int8 in -127 .. 127, and the scales ``[N]`` float32 of its rows.
 
     Raises:
-        ValueError: a weight is not finite.
+        TypeError, ValueError: as for `pack_weight_int8`.
     """
+    _check_weight(weight)
     wide = weight.float()
     most = wide.abs().amax(1) if wide.shape[1] else wide.new_zeros(len(wide))
     if not bool(torch.isfinite(most).all()):

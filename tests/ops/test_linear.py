@@ -200,7 +200,8 @@ def test_bad_input() -> None:
         ops.linear(torch.ones(2, 4), packed, 20)
     with pytest.raises(ValueError, match="weight had shape"):
         ops.linear(torch.ones(2, 3), packed, 65)
-    with pytest.raises(ValueError, match="weight had shape"):
+    said = r"weight had shape \[1, 3, 64\], must be .* K or \(int8\) K \+ 4, 64\] = \[1, 7, 64\]"
+    with pytest.raises(ValueError, match=said):
         ops.linear(torch.ones(2, 3), packed.to(torch.int8), 20)  # no room for scales
     with pytest.raises(TypeError, match="weight had dtype uint8, must be float32 or bfloat16 or"):
         ops.linear(torch.ones(2, 3), packed.to(torch.uint8), 20)
@@ -214,5 +215,10 @@ def test_bad_input() -> None:
         ops.pack_weight(np.ones((2, 2)))
     with pytest.raises(ValueError, match="weight had shape"):
         ops.pack_weight(torch.ones(3))
-    with pytest.raises(TypeError, match="weight was Tensor, must be a floating point"):
-        ops.pack_weight_int8(torch.ones(2, 2, dtype=torch.int8))
+    for op in (ops.pack_weight_int8, ops.quantise_int8):
+        with pytest.raises(TypeError, match="weight was Tensor, must be a floating point"):
+            op(torch.ones(2, 2, dtype=torch.int8))
+        with pytest.raises(TypeError, match="weight was ndarray, must be a floating point"):
+            op(np.ones((2, 2)))
+        with pytest.raises(ValueError, match=r"weight had shape \[2, 3, 4\], must be"):
+            op(torch.ones(2, 3, 4))
