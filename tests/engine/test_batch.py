@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,9 @@ class Failing(TableModel):
 
     is_healed = False
 
-    def __init__(self, logits: torch.Tensor, error: BaseException | None = None) -> None:
+    def __init__(
+        self, logits: torch.Tensor, error: Callable[[], BaseException] | None = None
+    ) -> None:
         super().__init__(logits)
         self.error = error
 
@@ -278,7 +281,7 @@ class FailingState(TableState):
         if self._prefix[:2] != [9, 9] or self.length < 12 or model.is_healed:
             return output
         if model.error is not None:
-            raise model.error
+            raise model.error()  # a new one each time: its traceback keeps all states alive
         return output._replace(logits=torch.full_like(output.logits, float("nan")))
 
 
@@ -286,10 +289,15 @@ FAILURES = {
     "target NaN": ("target", None, ValueError, r"^prompts\[2\]: target or draft gave NaN"),
     "draft NaN": ("draft", None, ValueError, r"^prompts\[2\]: .*draft gave NaN logits"),
     # An error of a forward that is shared is that of all who share it.
-    "target": ("target", OSError("gone"), RuntimeError, r"^prompts\[\d\], .*prompts\[2\].*OSError"),
-    "draft": ("draft", TypeError("gone"), TypeError, r"^prompts\[\d\], .*prompts\[2\].*: gone"),
-    "interrupt": ("draft", KeyboardInterrupt(), KeyboardInterrupt, None),
-    "target interrupt": ("target", KeyboardInterrupt(), KeyboardInterrupt, None),
+    "target": ("target", OSError, RuntimeError, r"^prompts\[\d\], .*prompts\[2\].*OSError"),
+    "draft": (
+        "draft",
+        lambda: TypeError("gone"),
+        TypeError,
+        r"^prompts\[\d\], .*prompts\[2\].*: gone",
+    ),
+    "interrupt": ("draft", KeyboardInterrupt, KeyboardInterrupt, None),
+    "target interrupt": ("target", KeyboardInterrupt, KeyboardInterrupt, None),
 }
 
 
