@@ -131,7 +131,7 @@ class DraftBuffers:
 
 
 class DraftRequest(NamedTuple):
-    """The arguments of ``draft_steps``, for models that serve several at a time."""
+    """The arguments of ``draft_steps``: what a state's own ``draft_steps`` is given."""
 
     state: DecoderState
     tokens: Sequence[int]
@@ -169,8 +169,8 @@ def draft_steps(
         ValueError: the draft gave a NaN logit; the message names the position.
     """
     own = getattr(state, "draft_steps", None)
-    arguments = (tokens, branches, steps, sampler, position, stop_below, out)
-    taken: int = own(*arguments) if own is not None else _one_by_one(state, *arguments)
+    request = DraftRequest(state, tokens, branches, steps, sampler, position, stop_below, out)
+    taken: int = own(request) if own is not None else _one_by_one(*request)
     out.fetch()
     width = max(branches, 1)
     if taken and out.token_view[taken - 1, :width].min() < 0:

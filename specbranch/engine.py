@@ -304,9 +304,7 @@ class Engine:
                     break
                 committed = self._step(lambda: policy.round(request.session))
                 yield request.accept(committed)
-            rest = request.stream.finish()
-            if rest:
-                yield Event([], [], rest)
+            yield from request.rest()
         finally:
             request.finish_reason = request.finish_reason or "cancelled"
             self._active.remove(request)

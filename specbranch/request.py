@@ -78,6 +78,11 @@ class Request:
         enough = len(self.tokens) >= self.session.params.max_new_tokens
         return "length" if enough else ""
 
+    def rest(self) -> list[Event]:
+        """At the end: the text that was held back, if any."""
+        text = self.stream.finish()
+        return [Event([], [], text)] if text else []
+
     def finish(self) -> GenerationResult:
         """Fill in the statistics that are known only at the end."""
         stats = self.session.stats

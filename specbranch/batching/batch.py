@@ -70,9 +70,8 @@ class _Row:
 
     def accept(self, committed: Committed) -> list[Event]:
         """The round's events; the last one of a request may be text that was held back."""
-        events = [self.request.accept(committed)]
-        rest = self.request.stream.finish() if self.request.finish_reason else ""
-        return [*events, Event([], [], rest)] if rest else events
+        event = self.request.accept(committed)
+        return [event, *(self.request.rest() if self.request.finish_reason else [])]
 
 
 class Batch:
@@ -148,8 +147,7 @@ class Batch:
 
     def rest(self) -> list[tuple[int, Event]]:
         """After ``cancel``: text of unfinished requests that was held back."""
-        texts = [(row.index, row.request.stream.finish()) for row in self._live]
-        return [(index, Event([], [], text)) for index, text in texts if text]
+        return [(row.index, event) for row in self._live for event in row.request.rest()]
 
     def _leave(self, row: _Row) -> None:
         row.request.finish_reason = row.request.finish_reason or "cancelled"

@@ -94,8 +94,7 @@ class Desk:
 
     def _draft(self, requests: list[DraftRequest]) -> list[int]:
         if len(requests) == 1:
-            state, *arguments = requests[0]
-            taken = [state.draft_steps(*arguments)]  # type: ignore[attr-defined]
+            taken = [requests[0].state.draft_steps(requests[0])]  # type: ignore[attr-defined]
         else:
             taken = self.model.draft_batch(requests)  # type: ignore[attr-defined]
         self.shared.count(max(taken), sum(taken))

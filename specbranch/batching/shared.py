@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from ..drafting import DraftBuffers, DraftRequest, Sampler
+from ..drafting import DraftRequest
 from ..models.protocol import DecoderState, ForwardOutput
+from ..models.wrapped import WrappedState
 from .hub import Desk, ForwardWish, Hub
 
 
@@ -34,25 +35,16 @@ class SharedModel:
         return kind(self._hub, self._desk, state)
 
 
-class SharedState:
+class SharedState(WrappedState):
     """A request's own state, whose forwards are run with those of others; a ``DecoderState``."""
 
     def __init__(self, hub: Hub, desk: Desk, state: DecoderState) -> None:
-        self._hub, self._desk, self._state = hub, desk, state
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return self._state.length
-
-    @property
-    def num_nodes(self) -> int:
-        """Pending nodes."""
-        return self._state.num_nodes
+        super().__init__(state)
+        self._hub, self._desk = hub, desk
 
     def prefill(self, tokens: torch.Tensor) -> None:
         """Extend the prefix; by itself."""
-        self._state.prefill(tokens)
+        self.state.prefill(tokens)
 
     def forward(
         self,
@@ -62,35 +54,16 @@ class SharedState:
         hidden_layers: int = 0,
     ) -> ForwardOutput:
         """Append ``tokens [N]`` to the tree, when the hub runs the forward."""
-        wish = ForwardWish(self._state, tokens, parents, hidden_layers)
+        wish = ForwardWish(self.state, tokens, parents, hidden_layers)
         output: ForwardOutput = self._hub.ask(self._desk.forwards, wish)
         return output
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Append a path of pending nodes to the prefix."""
-        self._state.commit(path)
-
-    def rollback(self, length: int) -> None:
-        """Cut the prefix."""
-        self._state.rollback(length)
 
 
 class DraftingState(SharedState):
     """One whose model drafts for several at a time."""
 
-    def draft_steps(
-        self,
-        tokens: Sequence[int],
-        branches: int,
-        steps: int,
-        sampler: Sampler,
-        position: int,
-        stop_below: float,
-        out: DraftBuffers,
-    ) -> int:
+    def draft_steps(self, request: DraftRequest) -> int:
         """See ``drafting.draft_steps``."""
-        wish = DraftRequest(
-            self._state, tokens, branches, steps, sampler, position, stop_below, out
-        )
+        wish = request._replace(state=self.state)
         taken: int = self._hub.ask(self._desk.drafts, wish)
         return taken

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from .. import ops
 from ..cache import SlotCache
+from ..ops._rows import is_gumbel
 from ..staging import Staged
 from .config import LlamaConfig
 from .linear import Int8Linear, Linear, PlainLinear
@@ -25,7 +26,7 @@ from .state import TreeState, check_room, forward_together
 from .trunk import OpsTrunk, Trunk
 
 if TYPE_CHECKING:
-    from ..drafting import DraftBuffers, DraftRequest, Sampler
+    from ..drafting import DraftRequest
 
 Kind = TypeVar("Kind", bound="LlamaState")
 SPARE_POSITIONS = 256
@@ -172,10 +173,10 @@ class LlamaModel:
         wanted = [each for each in requests if each.steps]
         states = self._own([each.state for each in wanted], NativeLlamaState)
         pairs = zip(states, wanted, strict=True)
-        sequences = [state.draft_sequence(*each[1:]) for state, each in pairs]
+        sequences = [state.draft_sequence(each) for state, each in pairs]
         taken = drafter.draft_batch(sequences)
         for state, each, steps in zip(states, wanted, taken, strict=True):
-            state.draft_done(len(each.tokens), each.branches, steps)
+            state.draft_done(each, steps)
         counts = iter(taken)
         return [next(counts) if each.steps else 0 for each in requests]
 
@@ -400,65 +401,46 @@ class NativeLlamaState(LlamaState):
             raise
         return ForwardOutput(step.out, hidden)
 
-    def draft_steps(
-        self,
-        tokens: Sequence[int],
-        branches: int,
-        steps: int,
-        sampler: Sampler,
-        position: int,
-        stop_below: float,
-        out: DraftBuffers,
-    ) -> int:
+    def draft_steps(self, request: DraftRequest) -> int:
         """Several steps in one native call; see ``drafting.draft_steps``."""
-        if steps == 0:
+        if request.steps == 0:
             return 0
         drafter = self.model.drafter
         assert drafter is not None, "new_state chooses this class for models that have one"
-        taken = drafter.draft(
-            self.draft_sequence(tokens, branches, steps, sampler, position, stop_below, out)
-        )
-        self.draft_done(len(tokens), branches, taken)
+        taken = drafter.draft(self.draft_sequence(request))
+        self.draft_done(request, taken)
         return taken
 
-    def draft_sequence(
-        self,
-        tokens: Sequence[int],
-        branches: int,
-        steps: int,
-        sampler: Sampler,
-        position: int,
-        stop_below: float,
-        out: DraftBuffers,
-    ) -> ops.DraftSequence:
+    def draft_sequence(self, request: DraftRequest) -> ops.DraftSequence:
         """What ``draft_steps`` asks of the drafter."""
         if self.num_nodes:
             raise ValueError(f"draft with {self.num_nodes} pending nodes; commit or roll back")
-        params = sampler.params
+        sampler, params, out = request.sampler, request.sampler.params, request.out
         return ops.DraftSequence(
             self.cache.data,
-            torch.tensor(tokens, dtype=torch.int64),
+            torch.tensor(request.tokens, dtype=torch.int64),
             prefix=self.length,
-            branches=max(branches, 1),
-            steps=steps,
-            is_gumbel=sampler.draw == "gumbel",
+            branches=max(request.branches, 1),
+            steps=request.steps,
+            is_gumbel=is_gumbel(sampler.draw),
             temperature=params.temperature,
             top_k=params.top_k,
             top_p=params.top_p,
             min_p=params.min_p,
             seed=params.seed,
-            position=position,
-            stop_below=stop_below,
+            position=request.position,
+            stop_below=request.stop_below,
             logits=out.logits,
             cutoff=out.cutoff,
             drawn=out.tokens,
             confidence=out.confidence,
         )
 
-    def draft_done(self, num_tokens: int, branches: int, taken: int) -> None:
-        """Tree and prefix after ``taken`` steps behind ``num_tokens`` tokens."""
+    def draft_done(self, request: DraftRequest, taken: int) -> None:
+        """Tree and prefix after ``taken`` steps."""
+        branches = request.branches
         if branches:
             parents = [*([-1] * branches), *range((taken - 1) * branches)]
             self.tree.grow(taken * branches, parents)
         else:
-            self.cache.length += num_tokens + taken - 1
+            self.cache.length += len(request.tokens) + taken - 1

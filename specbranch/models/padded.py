@@ -14,6 +14,7 @@ import torch
 
 from .batched import forward_batch
 from .protocol import CausalLM, DecoderState, ForwardOutput
+from .wrapped import WrappedState
 
 NEVER = float("-inf")
 
@@ -78,21 +79,12 @@ class PaddedModel:
         return [ForwardOutput(state._fitted(out.logits), out.hidden) for state, out in pairs]
 
 
-class PaddedState:
+class PaddedState(WrappedState):
     """The model's own state, between tokens and logits of another size; a ``DecoderState``."""
 
     def __init__(self, model: PaddedModel, state: DecoderState) -> None:
-        self.model, self.state = model, state
-
-    @property
-    def length(self) -> int:
-        """Tokens of the prefix."""
-        return self.state.length
-
-    @property
-    def num_nodes(self) -> int:
-        """Pending nodes."""
-        return self.state.num_nodes
+        super().__init__(state)
+        self.model = model
 
     def prefill(self, tokens: torch.Tensor) -> None:
         """Extend the prefix."""
@@ -110,14 +102,6 @@ class PaddedState:
             self._known(tokens), parents, hidden_layers=hidden_layers
         )
         return ForwardOutput(self._fitted(logits), hidden)
-
-    def commit(self, path: Sequence[int]) -> None:
-        """Append a path of pending nodes to the prefix."""
-        self.state.commit(path)
-
-    def rollback(self, length: int) -> None:
-        """Cut the prefix."""
-        self.state.rollback(length)
 
     def _known(self, tokens: torch.Tensor) -> torch.Tensor:
         """Padding that only the target has, as a token that the draft has: it must read something.

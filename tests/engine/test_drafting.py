@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_checkpoint import save_checkpoint
 
 from specbranch import SamplingParams, load_model
-from specbranch.drafting import DraftBuffers, Sampler, _one_by_one, draft_steps
+from specbranch.drafting import DraftBuffers, DraftRequest, Sampler, _one_by_one, draft_steps
 from specbranch.models.llama import LlamaModel, LlamaState
 
 STEPS, ROWS = 5, 4
@@ -97,9 +99,10 @@ def test_bad_input(model: LlamaModel, change: dict, message: str) -> None:
     given = {"tokens": [5], "branches": 0, "steps": STEPS} | change
     state, out = prefilled(model, 0), poisoned(model)
     sampler = Sampler(SamplingParams(), "inverse_cdf", 5)
+    rest: Any = {"sampler": sampler, "position": 40, "stop_below": 0.0, "out": out}
     with pytest.raises(ValueError, match=message):
-        state.draft_steps(given["tokens"], given["branches"], given["steps"], sampler, 40, 0.0, out)
+        state.draft_steps(DraftRequest(state, **given, **rest))
     assert state.length == 17 and state.num_nodes == 0
     with pytest.raises(ValueError, match="draft with 1 pending nodes"):
         state.forward(torch.tensor([1]))
-        state.draft_steps([5], 0, 1, sampler, 40, 0.0, out)
+        state.draft_steps(DraftRequest(state, [5], 0, 1, **rest))

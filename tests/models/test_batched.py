@@ -212,7 +212,7 @@ def _requests(model: LlamaModel) -> list[DraftRequest]:
 def test_drafting_together_is_drafting_alone(folder: Path, dtype: str) -> None:
     model = load_model(folder, dtype=dtype)
     alone, both = _requests(model), _requests(model)
-    taken = [each.state.draft_steps(*each[1:]) for each in alone]
+    taken = [each.state.draft_steps(each) for each in alone]
     assert model.draft_batch(both) == taken
     assert taken[:3] == [6, 4, 0] and 1 <= taken[3] < 8, "one of them must stop early"
     for one, other, steps in zip(alone, both, taken, strict=True):
