@@ -129,16 +129,9 @@ class Inflation(Mapping[str, torch.Tensor]):
     @property
     def config(self) -> LlamaConfig:
         """What the loader would read from the inflated checkpoint."""
-        shape = self.shape
         return dataclasses.replace(
             self.small,
-            vocab_size=shape.vocab,
-            hidden_size=shape.hidden,
-            intermediate_size=shape.inner,
-            num_layers=shape.layers,
-            num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
+            **self.shape.in_config(),
             norm_eps=self._norm_eps(),
             tied=False,
             stored_dtype=self.dtype,

@@ -22,6 +22,18 @@ class Shape:
     inner: int
     vocab: int
 
+    def in_config(self) -> dict[str, int]:
+        """The same by the names that a ``LlamaConfig`` has for them."""
+        return {
+            "vocab_size": self.vocab,
+            "hidden_size": self.hidden,
+            "intermediate_size": self.inner,
+            "num_layers": self.layers,
+            "num_heads": self.heads,
+            "num_kv_heads": self.kv_heads,
+            "head_dim": self.head_dim,
+        }
+
 
 SHAPES = {
     "tiny": Shape(288, 9, 8, 8, 64, 1040, 1100),  # for dry runs

@@ -85,19 +85,8 @@ def demo() -> tuple[LlamaConfig, Mapping[str, torch.Tensor]]:
 
 def smollm2() -> tuple[LlamaConfig, Mapping[str, torch.Tensor]]:
     """Sizes of SmolLM2-135M."""
-    shape = SMOLLM2
-    config = dataclasses.replace(
-        load_config(TARGET),
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_layers=shape.layers,
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        tied=False,
-    )
-    return config, Random(shape)
+    config = dataclasses.replace(load_config(TARGET), **SMOLLM2.in_config(), tied=False)
+    return config, Random(SMOLLM2)
 
 
 def inflated() -> tuple[LlamaConfig, Mapping[str, torch.Tensor]]:

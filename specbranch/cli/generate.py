@@ -114,7 +114,7 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
             device=device,
             draft_device=options.draft_device,
             target_weights=options.target_weights,
-            draft_weights=options.draft_weights or "exact",
+            draft_weights=options.weights_of_draft,
         )
         return pair[0], _layer_skip(pair[0], options) or pair[1], pair[2]
     target = load_model(options.target, dtype=dtype, device=device, weights=options.target_weights)
@@ -125,7 +125,7 @@ def _load(options: Options) -> tuple[CausalLM, CausalLM | None, Tokenizer]:
             options.draft,
             dtype=dtype,
             device=options.draft_device or device,
-            weights=options.draft_weights or "exact",
+            weights=options.weights_of_draft,
         )
         draft = _for_target(draft, target, options.draft, tokenizer)
     return target, draft, tokenizer
@@ -184,7 +184,7 @@ def _check_places(options: Options) -> None:
     if options.draft_device is not None:
         drafts = resolve_device(options.draft_device, "draft_device")
     check_weights(options.target_weights, device, name="target_weights")
-    check_weights(options.draft_weights or "exact", drafts, name="draft_weights")
+    check_weights(options.weights_of_draft, drafts, name="draft_weights")
 
 
 def _stream(engine: Engine, prompt: Prompt, options: Options) -> None:

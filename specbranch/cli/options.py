@@ -81,6 +81,11 @@ class Options:
     bench: BenchOptions | None = None
     plan: PlanOptions | None = None
 
+    @property
+    def weights_of_draft(self) -> str:
+        """``draft_weights``, or what they are where the flag was not given."""
+        return self.draft_weights or "exact"
+
 
 class _Parser(argparse.ArgumentParser):
     """argparse without the usage block before an error and without abbreviated flags."""
@@ -250,8 +255,8 @@ def model_names(options: Options) -> tuple[str, str]:
     draft = "demo/draft" if options.draft is None else options.draft.resolve().name
     if options.target_weights != "exact":
         target += f", {options.target_weights} weights"
-    if options.draft_weights not in (None, "exact"):
-        draft += f", {options.draft_weights} weights"
+    if options.weights_of_draft != "exact":
+        draft += f", {options.weights_of_draft} weights"
     if options.layer_skip is not None:
         draft = f"{target}, first {options.layer_skip} layers"
     return target, draft

@@ -78,22 +78,27 @@ class LlamaConfig:
     stored_dtype: torch.dtype
 
     @property
-    def num_parameters(self) -> int:
-        """Of the whole model; a tied head counts once."""
+    def _layer_matrices(self) -> list[tuple[int, int]]:
+        """Outputs and inputs of qkv, out, gate and up, down."""
         hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
         queries, joint = self.num_heads * dim, (self.num_heads + 2 * self.num_kv_heads) * dim
-        layer = 2 * hidden + joint * hidden + queries * hidden + 3 * hidden * inner
-        layer += joint * self.qkv_bias + hidden * self.o_bias + 2 * dim * self.qk_norm
+        return [(joint, hidden), (hidden, queries), (2 * inner, hidden), (hidden, inner)]
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model; a tied head counts once."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        joint = self._layer_matrices[0][0]
+        layer = 2 * hidden + sum(outputs * inputs for outputs, inputs in self._layer_matrices)
+        layer += joint * self.qkv_bias + hidden * self.o_bias + 2 * self.head_dim * self.qk_norm
         layer += (2 * inner + hidden) * self.mlp_bias
         tables = (1 if self.tied else 2) * self.vocab_size * hidden
         return tables + self.num_layers * layer + hidden
 
     def int8_bytes(self) -> int:
         """In memory, with int8 matrices and float32 embedding, norms and biases (a CPU's dtype)."""
-        hidden, inner, dim = self.hidden_size, self.intermediate_size, self.head_dim
-        queries, joint = self.num_heads * dim, (self.num_heads + 2 * self.num_kv_heads) * dim
-        layer = [(joint, hidden), (hidden, queries), (2 * inner, hidden), (hidden, inner)]
-        matrices = layer * self.num_layers + [(self.vocab_size, hidden)]
+        hidden = self.hidden_size
+        matrices = self._layer_matrices * self.num_layers + [(self.vocab_size, hidden)]
         whole = sum(outputs * inputs for outputs, inputs in matrices)
         scales = sum(outputs for outputs, _ in matrices)
         # A tied head is a matrix of its own, beside the embedding.
