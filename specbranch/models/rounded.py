@@ -57,11 +57,11 @@ def _rounded_layer(layer: LayerWeights, most: int) -> LayerWeights:
 def _rounded_linear(linear: Linear | PlainLinear, most: int) -> Linear | PlainLinear:
     # Both [N, K] and the packed [panels, K, 64] have the inputs of an output along dimension 1.
     made = copy(linear)
-    made.weight = rounded_weight(linear.weight, most)
+    made.weight = _rounded_weight(linear.weight, most)
     return made
 
 
-def rounded_weight(weight: torch.Tensor, most: int) -> torch.Tensor:
+def _rounded_weight(weight: torch.Tensor, most: int) -> torch.Tensor:
     """``weight``, its rows along dimension 1 rounded to ``-most .. most`` times a scale of each."""
     scale = weight.float().abs().amax(1, keepdim=True).clamp_min(1e-12) / most
     return ((weight.float() / scale).round() * scale).to(weight.dtype)
