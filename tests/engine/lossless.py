@@ -13,7 +13,7 @@ from specbranch.testing.statistics import ChiSquare, chi_square
 from specbranch.testing.table_model import TableModel
 
 VOCAB, LENGTH, PROMPT = 4, 4, [0, 1]
-RUNS = 3000
+RUNS = 2000
 # Whatever comes next, a lookup of its last tokens finds something here.
 PHRASES = (0, 0, 1, 1, 2, 2, 3, 3, 0, 2, 1, 3, 2, 0, 3, 1, 0, 1)
 
@@ -55,18 +55,18 @@ CASES = [
 # In coupled mode, and where nothing is drafted at random, more is known: the sequence is that of
 # "ar" (test_baselines.py), so fewer runs will do.
 CASES += [
-    Case("adaedl", epsilon=0.6, runs=2500),
-    Case("adaedl", "coupled", epsilon=0.6, runs=1500),
-    Case("pearl", runs=2500),
-    Case("pearl", "coupled", runs=1500),
-    Case("fanout", runs=2500),
-    Case("fanout", "coupled", runs=1500),
-    Case("fanout", draft_stage="serial", runs=2500),
-    Case("fanout", "coupled", "serial", runs=1500),
-    Case("ngram", prompt=PHRASES, runs=2000),
-    Case("ngram", "coupled", prompt=PHRASES, runs=1500),
-    Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=2000),
-    Case("lookahead", "coupled", prompt=PHRASES, skip=1, more=8, runs=1500),
+    Case("adaedl", epsilon=0.6, runs=1500),
+    Case("adaedl", "coupled", epsilon=0.6, runs=1000),
+    Case("pearl", runs=1500),
+    Case("pearl", "coupled", runs=1000),
+    Case("fanout", runs=1500),
+    Case("fanout", "coupled", runs=1000),
+    Case("fanout", draft_stage="serial", runs=1500),
+    Case("fanout", "coupled", "serial", runs=1000),
+    Case("ngram", prompt=PHRASES, runs=1000),
+    Case("ngram", "coupled", prompt=PHRASES, runs=1000),
+    Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=1500),
+    Case("lookahead", "coupled", prompt=PHRASES, skip=1, more=8, runs=1000),
 ]
 
 

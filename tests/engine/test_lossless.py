@@ -1,8 +1,9 @@
 """Whole-engine output against the exact sequence distribution of table-driven models.
 
-256 continuations of 4 tokens, 3,000 seeds a case unless it says otherwise. Power: each of the
+256 continuations of 4 tokens, 2,000 seeds a case unless it says otherwise. Power: each of the
 known mistakes, put in on purpose, must fail the very same test (below), and does by many orders of
-magnitude.
+magnitude. The least visible is a cut at the drawn token's probability where the draft goes on
+meanwhile: p is about 1e-27, and 5e-13 with 1,500 seeds.
 """
 
 from __future__ import annotations
@@ -48,9 +49,9 @@ def test_output_has_the_target_distribution(case: Case) -> None:
         Case("sps"),
         Case("specbranch"),
         Case("specbranch", "coupled", "serial"),
-        Case("pearl", runs=2000),
-        Case("fanout", runs=2000),
-        Case("ngram", prompt=PHRASES, runs=2000),
+        Case("pearl", runs=1500),
+        Case("fanout", runs=1500),
+        Case("ngram", prompt=PHRASES, runs=1500),
     ],
     ids=str,
 )
@@ -217,9 +218,9 @@ MISTAKES = [
     (largest_branch, Case("specbranch", draft_stage="overlap")),
     (argmax_residual, Case("sps")),
     (argmax_residual, Case("specbranch", draft_stage="serial")),
-    (guesses_as_samples, Case("ngram", prompt=PHRASES, runs=2000)),
+    (guesses_as_samples, Case("ngram", prompt=PHRASES, runs=1000)),
     (each_guess_on_its_own, Case("lookahead", prompt=PHRASES, skip=1, more=8, runs=1500)),
-    (surprise_for_entropy, Case("adaedl", epsilon=0.6, runs=2500)),
+    (surprise_for_entropy, Case("adaedl", epsilon=0.6, runs=1500)),
     (first_token_ahead_unjudged, Case("pearl", runs=1500)),
     (hedge_for_recovered, Case("fanout", runs=1500)),
 ]
