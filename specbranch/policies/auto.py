@@ -72,20 +72,34 @@ class Auto:
 
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
+        stretch = self.tuner.stretch
+        # What the end of the request cuts is shorter than the arm's.
+        if stretch.coasts and stretch.arm is self._arm:
+            is_typical = session.chain_room() > self._reach
+            committed = self._round(session)
+            stretch.add(len(committed.tokens), is_typical=is_typical)
+            return committed
+        return self._observed(session)
+
+    def _observed(self, session: Session) -> Committed:
+        """A round by the clock, perhaps of another arm."""
         tuner, changing = self.tuner, 0.0
         arm = tuner.next_arm(has_chain=self._chain_length > 0)
         started = time.perf_counter()
-        if arm != self._arm:
+        if arm is not self._arm:
             self._change(session, arm)
             changing = time.perf_counter() - started
-        # What the end of the request cuts is shorter than the arm's.
-        is_typical = session.chain_room() > arm.gamma + self._chain_length
+        is_typical = session.chain_room() > self._reach
         committed = self._round(session)
         seconds = time.perf_counter() - started - changing
-        if is_typical and tuner.is_curious:
-            tuner.observe(arm, self._outcome(committed))
-        tuner.count(len(committed.tokens), seconds, changing=changing, is_typical=is_typical)
+        outcome = self._outcome(committed) if is_typical else None
+        tuner.observe(len(committed.tokens), seconds, outcome, changing=changing)
         return committed
+
+    @property
+    def _reach(self) -> int:
+        """Tokens that a whole round of the arm drafts ahead."""
+        return self._arm.gamma + self._chain_length
 
     @property
     def _chain_length(self) -> int:

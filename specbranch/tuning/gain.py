@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .acceptance import Acceptance, Rate
+from .acceptance import KEEP, Acceptance, Rate
 from .arms import Arm
 from .belief import Belief, Floats, Prior, belief, prior_covariance
 
@@ -45,6 +45,9 @@ class Gain:
         }
         self._prior = prior_covariance(arms, PRIOR)
         self._noise = np.array([ROUND + PER_TOKEN * arm.gamma for arm in arms])
+        # An acceptance of few chains is wrong for all arms that draft, and for none that does not.
+        self._hangs = np.sqrt([PER_TOKEN * arm.gamma for arm in arms])
+        self._chains = 1.0
         self._tokens, self._rounds = np.zeros(len(arms)), np.zeros(len(arms))
 
     # ------------------------------------------------------------------ learning
@@ -52,6 +55,7 @@ class Gain:
         """A chain was judged; some of an arm's rounds will do."""
         if not arm.gamma:
             return
+        self._chains = KEEP * self._chains + 1.0
         acceptance = self._acceptance[arm.policy]
         acceptance.add(seen.num_drafted, seen.num_accepted)
         if seen.hit is not None:
@@ -77,7 +81,8 @@ class Gain:
         mean = self._tokens / np.maximum(self._rounds, 1e-9)
         wrong = np.log(np.maximum(mean, 1e-9)) - predicted
         evidence = np.where(precision > 0.0, precision * wrong, 0.0)
-        found = belief(self._prior, np.diag(precision), evidence)
+        unsure = np.outer(self._hangs, self._hangs) / self._chains
+        found = belief(self._prior + unsure, np.diag(precision), evidence)
         return Belief(predicted + found.mean, found.covariance)
 
     def predict(self, arm: Arm) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from .arms import Arm
 from .belief import Belief, Floats, Prior, belief, prior_covariance
 
-PRIOR = Prior(family=1.5, smooth=0.15, own=0.02, slope=0.5, bend=0.2, width=0.15)
+PRIOR = Prior(family=1.5, smooth=0.1, own=0.02, slope=0.5, bend=0.15, width=0.15)
 TURN, ROUND = 0.12, 0.15  # standard deviations of a turn's logarithm: of it all, of one round in it
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
 DOUBT = 2.5  # standard deviations beyond which a turn counts for less

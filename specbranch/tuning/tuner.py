@@ -10,6 +10,7 @@ stretches of the best arm, as long as what that costs stays a small share of all
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,20 +25,21 @@ from .pace import Pace, Turn, turn_of
 
 TURN = 16  # rounds in a sweep
 SWEEPS = 4  # at most, before the first choice
-PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
-TRIAL = 24  # rounds of a challenger
+PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
+TRIAL = 16  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
-LONGEST = 256  # rounds to the next choice
+LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
-SAMPLED = 4  # of so many rounds of a settled arm, one is looked at in detail
+SAMPLED = 3  # of so many rounds of a settled arm, one is looked at
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
-LOSS = 0.003  # share of the time that challengers may lose, in the long run
-YOUTH = 4000.0  # rounds, by about which that share is reached
+LOSS = 0.008  # share of the time that challengers may lose, in the long run
+YOUTH = 2000.0  # rounds, by about which that share is reached
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
-BETTER = 0.005  # what another arm must promise to be changed to
+BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
-SWITCH = 0.05  # share of a challenger's time that changing costs, beside what is measured
-HALF_LIFE = 10000.0  # rounds, after which what was seen counts half
+SWITCH = 0.08  # share of a challenger's time that changing costs, beside what is measured
+# Rounds after which what was seen counts half: texts change sooner than machines.
+HALF_LIFE_OF_GAIN, HALF_LIFE_OF_PACE = 800.0, 8000.0
 
 
 @dataclass
@@ -50,9 +52,27 @@ class Stretch:
     is_trial: bool = True  # whether others run beside it, to be compared with
     warm_up: int = 1  # rounds that do not count: caches hold what was used before
     done: int = 0
-    tokens: int = 0  # of the rounds that count
-    seconds: list[float] = field(default_factory=list)  # of each of them
-    all_seconds: float = 0.0
+    tokens: int = 0
+    counted: int = 0  # rounds that brought these tokens
+    seconds: list[float] = field(default_factory=list)  # of rounds that were timed
+    changing: float = 0.0  # seconds
+
+    @property
+    def coasts(self) -> bool:
+        """Whether of the next round nothing is asked but its tokens: looking costs time."""
+        return not self.is_trial and self.done % SAMPLED > 0 and self.done < self.rounds
+
+    def add(self, tokens: int, *, is_typical: bool) -> None:
+        """A round has ended; ``is_typical``: the end of the request did not cut it short."""
+        self.done += 1
+        if is_typical and self.done > self.warm_up:
+            self.tokens += tokens
+            self.counted += 1
+
+    @property
+    def a_round(self) -> float:
+        """Seconds, 0 where none was timed."""
+        return statistics.fmean(self.seconds) if self.seconds else 0.0
 
 
 class Tuner:
@@ -92,46 +112,37 @@ class Tuner:
             self.stretch = self._plan.pop()
         return self.stretch.arm
 
-    @property
-    def is_curious(self) -> bool:
-        """Whether the next round should be observed."""
-        return self.stretch.is_trial or self.stretch.done % SAMPLED == 0
-
-    def observe(self, arm: Arm, seen: Outcome) -> None:
-        """Take what became of a round's chain, in detail; some rounds will do."""
-        self._gain.observe(arm, seen)
-
-    def count(
-        self, tokens: int, seconds: float, *, changing: float = 0.0, is_typical: bool = True
+    def observe(
+        self, tokens: int, seconds: float, seen: Outcome | None, *, changing: float = 0.0
     ) -> None:
-        """A round has ended, observed or not.
+        """A round has ended that was looked at.
 
         Args:
             tokens: that it brought.
             seconds: that it took, without ``changing`` to its arm from another one.
-            is_typical: the end of the request did not cut it short.
+            seen: what became of its chain; None: the end of the request cut it short.
         """
         stretch = self.stretch
-        stretch.done += 1
-        stretch.all_seconds += seconds + changing
-        if self._sweeps == SWEEPS:
-            self._lost += changing
-        if is_typical and stretch.done > stretch.warm_up:
-            stretch.tokens += tokens
+        stretch.add(tokens, is_typical=seen is not None)
+        stretch.changing += changing
+        if seen is not None:
+            self._gain.observe(stretch.arm, seen)
+        if stretch.done > stretch.warm_up:
             stretch.seconds.append(seconds)
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
-        keep = 0.5 ** (stretch.done / HALF_LIFE)
-        self._gain.forget(keep)
-        self._pace.forget(keep)
+        self._gain.forget(0.5 ** (stretch.done / HALF_LIFE_OF_GAIN))
+        self._pace.forget(0.5 ** (stretch.done / HALF_LIFE_OF_PACE))
         self.rounds[stretch.arm] += stretch.done
-        self._seconds += stretch.all_seconds
-        self._lost += stretch.behind * stretch.all_seconds
-        if stretch.seconds:
-            self._gain.add(stretch.arm, stretch.tokens, len(stretch.seconds))
-            if stretch.is_trial:
-                self._block.append(turn_of(stretch.arm, stretch.seconds))
+        seconds = stretch.done * stretch.a_round
+        self._seconds += seconds + stretch.changing
+        if self._sweeps == SWEEPS:
+            self._lost += stretch.behind * seconds + stretch.changing
+        if stretch.counted:
+            self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
+        if stretch.is_trial and stretch.seconds:
+            self._block.append(turn_of(stretch.arm, stretch.seconds))
 
     # ------------------------------------------------------------------ choosing
     def _choose(self, last: Stretch) -> None:
@@ -177,8 +188,7 @@ class Tuner:
 
     def _rounds_to_choose(self, last: Stretch) -> int:
         """After so many rounds another choice costs no more than its share."""
-        a_round = last.all_seconds / last.done
-        rounds = self._choosing / (SHARE * a_round) if a_round else 0.0
+        rounds = self._choosing / (SHARE * last.a_round) if last.a_round else 0.0
         return int(min(LONGEST, max(SHORTEST, rounds)))
 
     def _allowance(self) -> float:

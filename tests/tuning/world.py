@@ -104,10 +104,11 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
         arm = tuner.next_arm(has_chain=world.chain > 0)
         changing = world.switch() if arm != last else 0.0
         last = arm
-        curious = tuner.is_curious
+        coasts = tuner.stretch.coasts
         seen = world.round(arm)
-        if curious:
-            tuner.observe(arm, seen.outcome)
-        tuner.count(seen.tokens, seen.seconds, changing=changing)
+        if coasts:
+            tuner.stretch.add(seen.tokens, is_typical=True)
+        else:
+            tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
         made += seen.tokens
     return made / (world.now - started), tuner
