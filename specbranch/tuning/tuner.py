@@ -30,14 +30,14 @@ TRIAL = 16  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
-SAMPLED = 3  # of so many rounds of a settled arm, one is looked at
+SAMPLED = 4  # of so many rounds of a settled arm, one is looked at
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 2000.0  # rounds, by about which that share is reached
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
-SWITCH = 0.08  # share of a challenger's time that changing costs, beside what is measured
+SWITCH = 0.2  # share of a challenger's time that changing costs, beside what is measured
 # Rounds after which what was seen counts half: texts change sooner than machines.
 HALF_LIFE_OF_GAIN, HALF_LIFE_OF_PACE = 800.0, 8000.0
 
@@ -60,7 +60,8 @@ class Stretch:
     @property
     def coasts(self) -> bool:
         """Whether of the next round nothing is asked but its tokens: looking costs time."""
-        return not self.is_trial and self.done % SAMPLED > 0 and self.done < self.rounds
+        is_looked_at = self.done == self.warm_up or (self.arm.gamma and not self.done % SAMPLED)
+        return not self.is_trial and not is_looked_at and self.done < self.rounds
 
     def add(self, tokens: int, *, is_typical: bool) -> None:
         """A round has ended; ``is_typical``: the end of the request did not cut it short."""
