@@ -1,16 +1,16 @@
 """How long a round of each arm takes compared with the others, on a machine that never stands still.
 
-A machine's speed halves and doubles within seconds: other work comes and goes, clocks change. So
-arms are only ever compared inside a block, in which they take turns of some rounds each: a block
-has a pace of its own, of which nothing is asked, and an arm's turn tells how its rounds relate to
-those of the block's other turns. That is a linear model with two factors, arm and block; with the
-blocks' paces eliminated, what a block tells is the Laplacian of the graph of its turns. The same
-serves for a block of one turn: it tells nothing.
+A machine's speed halves and doubles from one moment to the next: other work comes and goes, clocks
+change. So arms are only ever compared with those that ran just before and after them: of two turns
+that follow one another, the ratio of their rounds' seconds. Most of these ratios are near the truth
+and some are far from it, which is what Student's t distribution says; its fit weighs each ratio by
+how well it agrees with all others (iteratively reweighted least squares).
 """
 
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -19,10 +19,12 @@ import numpy as np
 from .arms import Arm
 from .belief import Belief, Floats, Prior, belief, prior_covariance
 
-PRIOR = Prior(family=1.5, smooth=0.1, own=0.02, slope=0.5, bend=0.15, width=0.15)
-TURN, ROUND = 0.12, 0.15  # standard deviations of a turn's logarithm: of it all, of one round in it
+PRIOR = Prior(family=0.7, smooth=0.1, own=0.02, slope=0.5, bend=0.15, width=0.15)
+SPREAD, FREEDOM = 0.13, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
+FITS = 6  # of the weights
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
-DOUBT = 2.5  # standard deviations beyond which a turn counts for less
+MOST = 400  # ratios that are remembered
+HALF_LIFE = 8000.0  # rounds after which a ratio counts half: machines change
 
 
 class Turn(NamedTuple):
@@ -30,13 +32,21 @@ class Turn(NamedTuple):
 
     arm: Arm
     seconds: float
-    rounds: int
+
+
+class Ratio(NamedTuple):
+    """Of two turns that followed one another: arms, logarithm of seconds, when it was."""
+
+    first: int
+    second: int
+    log: float
+    at: float
 
 
 def turn_of(arm: Arm, rounds: Sequence[float]) -> Turn:
     """Of the seconds of its rounds, hiccups left out."""
     most = HICCUP * statistics.median(rounds)
-    return Turn(arm, statistics.fmean(min(each, most) for each in rounds), len(rounds))
+    return Turn(arm, statistics.fmean(min(each, most) for each in rounds))
 
 
 class Pace:
@@ -49,34 +59,44 @@ class Pace:
     def __init__(self, arms: Sequence[Arm]) -> None:
         self._index = {arm: idx for idx, arm in enumerate(arms)}
         self._prior = prior_covariance(arms, PRIOR)
-        self._precision, self._evidence = np.zeros((len(arms), len(arms))), np.zeros(len(arms))
+        self._ratios: deque[Ratio] = deque(maxlen=MOST)
+        self._belief = Belief(np.zeros(len(arms)), self._prior)
 
-    def forget(self, keep: float) -> None:
-        """What was seen counts for ``keep`` times as much from now on."""
-        self._precision *= keep
-        self._evidence *= keep
-
-    def add(self, block: Sequence[Turn]) -> None:
-        """Turns that followed one another."""
-        if len({turn.arm for turn in block}) < 2:
-            return
-        at = np.array([self._index[turn.arm] for turn in block])
-        seen = np.log([turn.seconds for turn in block])
-        weight = 1.0 / np.array([TURN**2 + ROUND**2 / turn.rounds for turn in block])
-        weight *= self._trust(at, seen, weight)
-        share = weight / weight.sum()
-        np.add.at(self._precision, (at, at), weight)
-        np.subtract.at(self._precision, (at[:, None], at[None, :]), np.outer(weight, share))
-        np.add.at(self._evidence, at, weight * (seen - share @ seen))
-
-    def _trust(self, at: Floats, seen: Floats, weight: Floats) -> Floats:
-        """Less for a turn that is far from all that is known: something else ran beside it."""
-        mean, covariance = self.belief()
-        off = seen - mean[at]
-        off -= np.median(off)
-        apart = np.abs(off) / np.sqrt(covariance.diagonal()[at] + 1.0 / weight)
-        return np.minimum(1.0, DOUBT / np.maximum(apart, 1e-9)) ** 2
+    def add(self, block: Sequence[Turn], now: float) -> None:
+        """Turns that followed one another; ``now``: rounds until then."""
+        found = []
+        for turn, following in zip(block, block[1:], strict=False):
+            if turn.arm != following.arm:
+                log = float(np.log(following.seconds / turn.seconds))
+                found.append(Ratio(self._index[turn.arm], self._index[following.arm], log, now))
+        if found:
+            self._ratios.extend(found)
+            self._belief = self._fitted(now)
 
     def belief(self) -> Belief:
         """What is known."""
-        return belief(self._prior, self._precision, self._evidence)
+        return self._belief
+
+    def _fitted(self, now: float) -> Belief:
+        """All ratios, each with the weight that the others give it."""
+        first, second = (np.array(each) for each in list(zip(*self._ratios, strict=True))[:2])
+        seen = np.array([ratio.log for ratio in self._ratios])
+        ages = now - np.array([ratio.at for ratio in self._ratios])
+        worth = 0.5 ** (ages / HALF_LIFE) * (FREEDOM + 1.0)
+        off = np.zeros(len(seen))
+        found = self._belief
+        for _ in range(FITS):
+            weight = worth / (FREEDOM * SPREAD**2 + off**2)
+            found = self._solved(first, second, seen, weight)
+            off = seen - (found.mean[second] - found.mean[first])
+        return found
+
+    def _solved(self, first: Floats, second: Floats, seen: Floats, weight: Floats) -> Belief:
+        """Least squares: precision is the Laplacian of the graph whose edges are the ratios."""
+        precision, evidence = np.zeros_like(self._prior), np.zeros(len(self._prior))
+        for one, other, sign in ((first, first, 1), (second, second, 1), (first, second, -1),
+                                 (second, first, -1)):  # fmt: skip
+            np.add.at(precision, (one, other), sign * weight)
+        np.add.at(evidence, second, weight * seen)
+        np.subtract.at(evidence, first, weight * seen)
+        return belief(self._prior, precision, evidence)

@@ -23,7 +23,7 @@ from .belief import Floats
 from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
-TURN = 16  # rounds in a sweep
+TURN = 12  # rounds in a sweep
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
 TRIAL = 16  # rounds of a challenger
@@ -38,8 +38,7 @@ HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
 SWITCH = 0.2  # share of a challenger's time that changing costs, beside what is measured
-# Rounds after which what was seen counts half: texts change sooner than machines.
-HALF_LIFE_OF_GAIN, HALF_LIFE_OF_PACE = 800.0, 8000.0
+HALF_LIFE = 800.0  # rounds after which tokens count half: texts change
 
 
 @dataclass
@@ -133,8 +132,7 @@ class Tuner:
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
-        self._gain.forget(0.5 ** (stretch.done / HALF_LIFE_OF_GAIN))
-        self._pace.forget(0.5 ** (stretch.done / HALF_LIFE_OF_PACE))
+        self._gain.forget(0.5 ** (stretch.done / HALF_LIFE))
         self.rounds[stretch.arm] += stretch.done
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
@@ -148,7 +146,7 @@ class Tuner:
     # ------------------------------------------------------------------ choosing
     def _choose(self, last: Stretch) -> None:
         """What to do next, the last part first."""
-        self._pace.add(self._block)
+        self._pace.add(self._block, sum(self.rounds.values()))
         self._block.clear()
         speed, covariance = self.speeds()
         self._settle(speed)
@@ -156,7 +154,7 @@ class Tuner:
             self._sweeps += 1
             plausible = self._plausible(speed, covariance)
             if len(plausible) > 1 and self._sweeps < SWEEPS:
-                self._plan = _sweep(plausible, backwards=self._sweeps % 2 == 1)
+                self._plan = _sweep(self.rng.permutation(np.array(plausible, object)))
                 return
             self._sweeps = SWEEPS
         self._plan = self._challenge(speed, covariance) or [
@@ -215,10 +213,9 @@ def _landmarks(arms: Sequence[Arm]) -> list[Arm]:
     return found
 
 
-def _sweep(arms: Sequence[Arm], *, backwards: bool = False) -> list[Stretch]:
+def _sweep(arms: Sequence[Arm]) -> list[Stretch]:
     """A turn of each; the list is taken from its end."""
-    order = arms if backwards else list(arms)[::-1]
-    return [_turn(arm, TURN) for arm in order]
+    return [_turn(arm, TURN) for arm in arms[::-1]]
 
 
 def _turn(arm: Arm, rounds: int, behind: float = 0.0) -> Stretch:
