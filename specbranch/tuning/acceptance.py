@@ -1,4 +1,4 @@
-"""How far chains hold, learnt while decoding. Texts differ: what was seen long ago hardly counts."""
+"""How far chains hold, learnt while decoding; texts differ, and the old ones soon hardly count."""
 
 from __future__ import annotations
 

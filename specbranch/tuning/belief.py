@@ -20,6 +20,7 @@ from .arms import Arm
 REACH = 1.0  # difference of ln gamma, or ln k, at which arms are hardly alike
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
 
 
 class Prior(NamedTuple):
@@ -73,4 +74,5 @@ def belief(prior: Floats, precision: Floats, evidence: Floats) -> Belief:
     """
     both = np.column_stack((prior @ evidence, prior))
     solved = np.linalg.solve(np.eye(len(prior)) + prior @ precision, both)
-    return Belief(solved[:, 0], (solved[:, 1:] + solved[:, 1:].T) / 2.0)
+    covariance = (solved[:, 1:] + solved[:, 1:].T) / 2.0
+    return Belief(solved[:, 0].astype(np.float64), covariance.astype(np.float64))

@@ -9,7 +9,7 @@ import numpy as np
 
 from .acceptance import KEEP, Acceptance, Rate
 from .arms import Arm
-from .belief import Belief, Floats, Prior, belief, prior_covariance
+from .belief import Belief, Prior, belief, prior_covariance
 
 PRIOR = Prior(family=0.04, smooth=0.05, own=0.01)  # of what is wrong with the predictions
 ROUND, PER_TOKEN = 0.03, 0.08  # variance of one round, over its mean squared: of any, by gamma
@@ -40,9 +40,7 @@ class Gain:
     def __init__(self, arms: Sequence[Arm], gamma: int) -> None:
         self._arms, self._index = list(arms), {arm: idx for idx, arm in enumerate(arms)}
         shared = Rate()
-        self._acceptance = {
-            policy: Acceptance(gamma, shared) for policy in ("sps", "specbranch")
-        }
+        self._acceptance = {policy: Acceptance(gamma, shared) for policy in ("sps", "specbranch")}
         self._prior = prior_covariance(arms, PRIOR)
         self._noise = np.array([ROUND + PER_TOKEN * arm.gamma for arm in arms])
         # An acceptance of few chains is wrong for all arms that draft, and for none that does not.

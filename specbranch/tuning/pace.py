@@ -1,4 +1,4 @@
-"""How long a round of each arm takes compared with the others, on a machine that never stands still.
+"""How long a round of each arm takes, compared with the others, on a machine that is never still.
 
 A machine's speed halves and doubles from one moment to the next: other work comes and goes, clocks
 change. So arms are only ever compared with those that ran just before and after them: of two turns
@@ -12,12 +12,13 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from .arms import Arm
-from .belief import Belief, Floats, Prior, belief, prior_covariance
+from .belief import Belief, Floats, Ints, Prior, belief, prior_covariance
 
 PRIOR = Prior(family=0.7, smooth=0.1, own=0.02, slope=0.5, bend=0.15, width=0.15)
 SPREAD, FREEDOM = 0.13, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
@@ -65,7 +66,7 @@ class Pace:
     def add(self, block: Sequence[Turn], now: float) -> None:
         """Turns that followed one another; ``now``: rounds until then."""
         found = []
-        for turn, following in zip(block, block[1:], strict=False):
+        for turn, following in pairwise(block):
             if turn.arm != following.arm:
                 log = float(np.log(following.seconds / turn.seconds))
                 found.append(Ratio(self._index[turn.arm], self._index[following.arm], log, now))
@@ -79,7 +80,8 @@ class Pace:
 
     def _fitted(self, now: float) -> Belief:
         """All ratios, each with the weight that the others give it."""
-        first, second = (np.array(each) for each in list(zip(*self._ratios, strict=True))[:2])
+        first = np.array([ratio.first for ratio in self._ratios])
+        second = np.array([ratio.second for ratio in self._ratios])
         seen = np.array([ratio.log for ratio in self._ratios])
         ages = now - np.array([ratio.at for ratio in self._ratios])
         worth = 0.5 ** (ages / HALF_LIFE) * (FREEDOM + 1.0)
@@ -91,12 +93,13 @@ class Pace:
             off = seen - (found.mean[second] - found.mean[first])
         return found
 
-    def _solved(self, first: Floats, second: Floats, seen: Floats, weight: Floats) -> Belief:
+    def _solved(self, first: Ints, second: Ints, seen: Floats, weight: Floats) -> Belief:
         """Least squares: precision is the Laplacian of the graph whose edges are the ratios."""
         precision, evidence = np.zeros_like(self._prior), np.zeros(len(self._prior))
-        for one, other, sign in ((first, first, 1), (second, second, 1), (first, second, -1),
-                                 (second, first, -1)):  # fmt: skip
-            np.add.at(precision, (one, other), sign * weight)
+        for arms in (first, second):
+            np.add.at(precision, (arms, arms), weight)
+        for pair in ((first, second), (second, first)):
+            np.subtract.at(precision, pair, weight)
         np.add.at(evidence, second, weight * seen)
         np.subtract.at(evidence, first, weight * seen)
         return belief(self._prior, precision, evidence)

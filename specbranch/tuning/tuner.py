@@ -1,8 +1,8 @@
 """Chooses how to decode next from what decoding has cost and brought so far.
 
 Tokens a round are learnt from everything that was decoded (``gain.py``), seconds a round only from
-arms that took turns (``pace.py``), because the machine's own speed changes more than arms differ. At
-first arms take turns: a few of each family, then all that may still be the best one, sweep by
+arms that take turns (``pace.py``): the machine's own speed changes more than arms differ. At first
+all take turns: one or a few of each family, then all that may still be the best one, sweep by
 sweep, until few are left. Later the best arm runs, and the others are challengers: one is drawn
 with the chance that it is the best one (Thompson, Biometrika 25, 1933), and runs between two
 stretches of the best arm, as long as what that costs stays a small share of all time.
@@ -154,7 +154,9 @@ class Tuner:
             self._sweeps += 1
             plausible = self._plausible(speed, covariance)
             if len(plausible) > 1 and self._sweeps < SWEEPS:
-                self._plan = _sweep(self.rng.permutation(np.array(plausible, object)))
+                self._plan = _sweep(
+                    [plausible[idx] for idx in self.rng.permutation(len(plausible))]
+                )
                 return
             self._sweeps = SWEEPS
         self._plan = self._challenge(speed, covariance) or [
@@ -183,7 +185,11 @@ class Tuner:
         if drawn[other] < drawn[best] + WORTH:
             return []
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
-        return [_turn(self.best, TRIAL), _turn(self.arms[other], TRIAL, behind), _turn(self.best, TRIAL)]
+        return [
+            _turn(self.best, TRIAL),
+            _turn(self.arms[other], TRIAL, behind),
+            _turn(self.best, TRIAL),
+        ]
 
     def _rounds_to_choose(self, last: Stretch) -> int:
         """After so many rounds another choice costs no more than its share."""

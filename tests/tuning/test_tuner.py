@@ -10,7 +10,7 @@ from specbranch.session import Settings
 from specbranch.tuning import Arm, arms_of
 
 SETTINGS = Settings(gamma=6, k_max=4)
-TOKENS = 12000
+TOKENS = 20000
 WORLDS = {
     "two devices, a good draft": (World(alpha=0.8, speed_ratio=15), "specbranch"),
     "two devices, a bad draft": (World(alpha=0.45, speed_ratio=15, hit=0.3), "specbranch"),
