@@ -1,7 +1,7 @@
 """How far ``policy="auto"`` is behind the best fixed choice, and behind ``ar``.
 
     python bench/auto.py --temperatures 0 0.7 --out bench/results/auto.json
-    python bench/auto.py --gguf MODEL.gguf --n 40 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F.json
+    python bench/auto.py --gguf MODEL.gguf --n 60 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F
 
 Several engines with that policy, each of which knows nothing at first, take turns with the fixed
 choices, prompt by prompt, in an order that rotates. Learning is included. Of a GGUF file or a
