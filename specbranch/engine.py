@@ -298,7 +298,8 @@ class Engine:
             policy = DeviceRounds(request.runner)
         self.last_result = None
         try:
-            self._step(request.session.prefill)
+            reads = not isinstance(policy, LearningPolicy) or policy.wants_draft()
+            self._step(partial(request.session.prefill, draft=reads))
             while not request.finish_reason:
                 if request.cancelled.is_set():
                     break

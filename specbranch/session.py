@@ -176,6 +176,7 @@ class Committed:
 
     tokens: list[int]
     origins: list[str]  # chain, branch, recovered, bonus or plain
+    num_drafted: int = 0  # of the chain, accepted or not
 
 
 class Session:
@@ -234,17 +235,20 @@ class Session:
                 for _ in range(2)
             ]
 
-    def prefill(self) -> None:
-        """Process the prompt but for its last token, both models at the same time."""
+    def prefill(self, *, draft: bool = True) -> None:
+        """Process the prompt but for its last token, both models at the same time.
+
+        Without ``draft`` that model reads it later (``catch_up``).
+        """
         started = time.perf_counter()
         prompt = torch.tensor(self.tokens[:-1], dtype=torch.int64)
-        if self._draft is None:
+        state = self._draft
+        if state is None or not draft:
             self._prefill(TARGET, self.target, prompt)
         else:
-            draft = self._draft
             self.lanes.run(
                 lambda: self._prefill(TARGET, self.target, prompt),
-                lambda: self._prefill(DRAFT, draft, prompt),
+                lambda: self._prefill(DRAFT, state, prompt),
             )
         self.stats.prefill_seconds = time.perf_counter() - started
 
@@ -515,7 +519,9 @@ class Session:
         else:
             last = "recovered" if accepted < len(chain) else "bonus"
         committed = Committed(
-            [*chain.tokens[:accepted], *own], ["chain"] * accepted + [last] * len(own)
+            [*chain.tokens[:accepted], *own],
+            ["chain"] * accepted + [last] * len(own),
+            num_drafted=len(chain),
         )
         if self.timeline is not None:
             self.timeline.rounds.append(

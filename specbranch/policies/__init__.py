@@ -52,6 +52,10 @@ class LearningPolicy(Policy, Protocol):
         """Get ready to learn; once an engine. ValueError: the settings are not for it."""
         ...
 
+    def wants_draft(self) -> bool:
+        """Whether the draft should read a prompt at once; else it does so when it is first used."""
+        ...
+
     def renew(self) -> Policy:
         """The policy object of the next request."""
         ...

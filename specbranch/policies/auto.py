@@ -1,8 +1,8 @@
 """Moves between ``ar``, ``sps`` and ``specbranch``, their gamma and k, by what they cost and bring.
 
-Measured online: the time of each model's forwards by their rows, the acceptance by position, the
-branch hit rate. ``tuning.Tuner`` predicts every arm's speed from them; what an engine has learnt
-serves its next requests.
+Measured online: seconds a round, of arms that take turns; acceptance by position, the branch hit
+rate, tokens a round. ``tuning.Tuner`` chooses by them; what an engine has learnt serves its next
+requests.
 
 Losslessness. Each round is one of a lossless policy, and where one arm follows another the draft
 goes on from the committed text. But the choice hangs on times and counts, and these on everything
@@ -17,10 +17,9 @@ from __future__ import annotations
 import time
 
 from .. import ops
-from ..lanes import Lanes, SerialLanes
+from ..lanes import Lanes
 from ..session import Committed, Session, Settings
-from ..timeline import Span, Timeline
-from ..tuning import Arm, Observation, Tuner
+from ..tuning import Arm, Outcome, Tuner
 from .ar import Autoregressive
 from .specbranch import SpecBranch
 from .sps import SpeculativeSampling
@@ -61,22 +60,46 @@ class Auto:
                 f"verify was {settings.verify!r}; with policy 'auto', whose choices follow the "
                 "clock, it must be coupled"
             )
-        self._tuner = Tuner(settings, parallel=not isinstance(lanes, SerialLanes))
+        self._tuner = Tuner(settings)
 
     def renew(self) -> Auto:
         """A policy for the next request, which goes on learning where this one was."""
         return Auto(self._tuner)
 
+    def wants_draft(self) -> bool:
+        """Whether the next request's draft should read the prompt beside the target."""
+        return self.tuner.stretch.arm.gamma > 0
+
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
-        tuner = self.tuner
+        stretch = self.tuner.stretch
+        # What the end of the request cuts is shorter than the arm's.
+        if stretch.coasts and stretch.arm is self._arm:
+            is_typical = session.chain_room() > self._reach
+            committed = self._round(session)
+            stretch.add(len(committed.tokens), is_typical=is_typical)
+            return committed
+        return self._observed(session)
+
+    def _observed(self, session: Session) -> Committed:
+        """A round by the clock, perhaps of another arm."""
+        tuner, changing = self.tuner, 0.0
         arm = tuner.next_arm(has_chain=self._chain_length > 0)
         started = time.perf_counter()
-        if arm != self._arm:
+        if arm is not self._arm:
             self._change(session, arm)
-        committed = self._observed(session) if tuner.is_curious else self._round(session)
-        tuner.count(len(committed.tokens), time.perf_counter() - started)
+            changing = time.perf_counter() - started
+        is_typical = session.chain_room() > self._reach
+        committed = self._round(session)
+        seconds = time.perf_counter() - started - changing
+        outcome = self._outcome(committed) if is_typical else None
+        tuner.observe(len(committed.tokens), seconds, outcome, changing=changing)
         return committed
+
+    @property
+    def _reach(self) -> int:
+        """Tokens that a whole round of the arm drafts ahead."""
+        return self._arm.gamma + self._chain_length
 
     @property
     def _chain_length(self) -> int:
@@ -103,45 +126,14 @@ class Auto:
         with ops.limit_threads(cores):
             return self._inner.round(session)
 
-    def _observed(self, session: Session) -> Committed:
-        """A round with a timeline; the caller's own one gets it too."""
-        theirs, timeline = session.timeline, Timeline()
-        is_short = session.chain_room() <= self._arm.gamma
-        session.timeline = timeline
-        started = time.perf_counter()
-        try:
-            committed = self._round(session)
-        finally:
-            session.timeline = theirs
-        seen = self._observation(timeline, time.perf_counter() - started, is_short)
-        self.tuner.observe(self._arm, seen)
-        if theirs is not None:
-            theirs.extend(timeline)
-        return committed
-
-    def _observation(self, timeline: Timeline, seconds: float, is_short: bool) -> Observation:
-        """A round's costs, by kind of work, and its outcome."""
-        ended = timeline.rounds[-1]
-        reached = bool(self._arm.k_max) and ended.num_accepted == ended.num_drafted
-        hit = ended.last == "branch"
-        by_work = {span.work: span for span in timeline.spans}
-        chain, growth = by_work.get("chain"), by_work.get("branches")
-        return Observation(
-            seconds=seconds,
-            num_drafted=ended.num_drafted,
-            num_accepted=ended.num_accepted,
-            forward=by_work["forward"].seconds,
-            verify=by_work["verify"].seconds,
-            chain_step=_a_forward(chain),
-            num_chain_steps=chain.forwards if chain else 0,
-            branch_step=_a_forward(growth),
-            num_branch_steps=growth.forwards if growth else 0,
-            read=_a_forward(by_work.get("read")),
+    def _outcome(self, committed: Committed) -> Outcome:
+        """What became of the round's chain, and whether a branch was ready behind it."""
+        num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
+        hit = committed.origins[-1] == "branch"
+        reached = bool(self._arm.k_max) and num_accepted == num_drafted
+        return Outcome(
+            num_drafted,
+            num_accepted,
             hit=hit if reached else None,
             num_kept=self._chain_length if hit else None,
-            is_short=is_short,
         )
-
-
-def _a_forward(span: Span | None) -> float | None:
-    return span.seconds / span.forwards if span is not None else None

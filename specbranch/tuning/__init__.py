@@ -1,7 +1,7 @@
-"""What ``policy="auto"`` knows: costs, acceptance, and which way of decoding they speak for."""
+"""Learning what is fastest while decoding: the arms, what they bring and cost, and the choice."""
 
-from __future__ import annotations
+from .arms import Arm, arms_of
+from .gain import Outcome
+from .tuner import Tuner
 
-from .tuner import Arm, Observation, Tuner
-
-__all__ = ["Arm", "Observation", "Tuner"]
+__all__ = ["Arm", "Outcome", "Tuner", "arms_of"]

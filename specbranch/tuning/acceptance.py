@@ -1,12 +1,10 @@
-"""How far chains hold, learnt while decoding."""
+"""How far chains hold, learnt while decoding; texts differ, and the old ones soon hardly count."""
 
 from __future__ import annotations
 
-import math
-from itertools import accumulate
-from operator import mul
+import numpy as np
 
-MOST = 4000.0  # judged tokens after which the past counts half
+KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
 WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 
@@ -18,10 +16,8 @@ class Rate:
         self.good, self.total = guess * weight, weight
 
     def add(self, good: float, total: float = 1.0) -> None:
-        """``good`` successes among ``total``."""
-        self.good, self.total = self.good + good, self.total + total
-        if self.total > MOST:
-            self.good, self.total = self.good / 2, self.total / 2
+        """``good`` successes among ``total``, of one chain."""
+        self.good, self.total = KEEP * self.good + good, KEEP * self.total + total
 
     @property
     def value(self) -> float:
@@ -39,7 +35,7 @@ class Acceptance:
 
     def __init__(self, gamma: int, shared: Rate) -> None:
         self._shared, self._overall = shared, Rate(0.0, 0.0)
-        self._at = [Rate(0.0, 0.0) for _ in range(gamma)]
+        self._good, self._total = np.zeros(gamma), np.zeros(gamma)  # by position
         self.confident = Rate(1.0)  # positions that the draft is sure enough of to go on
         self._hits: dict[int, Rate] = {}  # by k_max
 
@@ -48,8 +44,10 @@ class Acceptance:
         judged = min(num_drafted, num_accepted + 1)
         for rate in (self._shared, self._overall):
             rate.add(num_accepted, judged)
-        for idx in range(judged):
-            self._at[idx].add(idx < num_accepted)
+        self._good *= KEEP
+        self._total *= KEEP
+        self._good[:num_accepted] += 1.0
+        self._total[:judged] += 1.0
 
     def add_hit(self, k_max: int, hit: bool) -> None:
         """A branch point was reached."""
@@ -57,32 +55,28 @@ class Acceptance:
             self._hits[k_max] = Rate(self.hit_rate(k_max))
         self._hits[k_max].add(hit)
 
-    def hit_rate(self, k_max: int, hope: float = 0.0) -> float:
-        """Chance that the token at the branch point has a branch; ``hope`` for what is not sure.
+    def hit_rate(self, k_max: int) -> float:
+        """Chance that the token at the branch point has a branch.
 
         A number of branches that was never tried gets the benefit of the doubt.
         """
         if not self._hits:
             return FIRST_GUESS
         if k_max in self._hits:
-            rate = self._hits[k_max]
-            return min(1.0, rate.value + hope / math.sqrt(rate.total))
+            return self._hits[k_max].value
         known = min(self._hits, key=lambda each: abs(each - k_max))
         more = max(1.0, k_max / known) ** 0.5
         return float(1.0 - (1.0 - self._hits[known].value) ** more)
 
     def survival(self, gamma: int) -> list[float]:
         """Chance that the first j tokens are all accepted, ``j = 0 .. gamma``."""
-        mean = _mixed(self._overall, self._shared.value)
-        rates = [_mixed(at, mean) for at in self._at[:gamma]]
-        return list(accumulate(rates, mul, initial=1.0))
+        overall = self._overall
+        guess = WEIGHT * self._shared.value
+        mean = (overall.good + guess) / (overall.total + WEIGHT)
+        rates = (self._good[:gamma] + WEIGHT * mean) / (self._total[:gamma] + WEIGHT)
+        return [1.0, *np.cumprod(rates).tolist()]
 
     def kept(self, gamma: int) -> list[float]:
         """Chance that a chain has m tokens when confidence alone cuts it, ``m = 0 .. gamma``."""
         sure = self.confident.value
         return [sure**m * (1.0 - sure) for m in range(gamma)] + [sure**gamma]
-
-
-def _mixed(rate: Rate, guess: float) -> float:
-    """A rate of few or no cases, drawn towards a guess."""
-    return (rate.good + WEIGHT * guess) / (rate.total + WEIGHT)

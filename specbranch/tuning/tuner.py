@@ -1,102 +1,78 @@
 """Chooses how to decode next from what decoding has cost and brought so far.
 
-An arm is a policy with its gamma and k. Its speed is predicted, not only tried: tokens a round
-from the acceptance by position, seconds a round from the cost of its forwards; both are shared by
-all arms, so that running one of them says much about the others. What the prediction misses is
-corrected by what the arm's family brought when it ran. Arms that might be better than the best one
-are tried now and then, for a bounded share of the time.
+Tokens a round are learnt from everything that was decoded (``gain.py``), seconds a round only from
+arms that take turns (``pace.py``): the machine's own speed changes more than arms differ. At first
+all take turns: one or a few of each family, then all that may still be the best one, sweep by
+sweep, until few are left. Later the best arm runs, and the others are challengers: one is drawn
+with the chance that it is the best one (Thompson, Biometrika 25, 1933), and runs between two
+stretches of the best arm, as long as what that costs stays a small share of all time.
 """
 
 from __future__ import annotations
 
-import math
+import statistics
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from ..session import Settings
-from .acceptance import Acceptance, Rate
-from .costs import Costs
+from .arms import Arm, arms_of
+from .belief import Floats
+from .gain import Gain, Outcome
+from .pace import Pace, Turn, turn_of
 
-TRIAL = 8  # rounds
-FIRST_TRIALS = 16  # rounds of each family, before any choice
-LONGEST = 256  # rounds to the next choice
-SHARE = 0.004  # of the time, for choosing
-SAMPLED = 8  # of so many rounds of a settled arm, one is looked at in detail
-SETTLED = 32  # rounds of a family after which its predictions should be right
+TURN = 12  # rounds in a sweep
+SWEEPS = 4  # at most, before the first choice
+PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
+TRIAL = 16  # rounds of a challenger
+SHORTEST = 8  # rounds to the next choice
+LONGEST = 512  # rounds to the next choice
+SHARE = 0.002  # of the time, for choosing
+SAMPLED = 4  # of so many rounds of a settled arm, one is looked at
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
-EXPLORE = 0.015  # share of the time, in the long run
-YOUTH = 4000.0  # rounds, by about which that share is reached
-HOPE = 0.4  # how much better an arm may be than its prediction, at first
-BETTER = 1.01  # what another arm must promise to be changed to
-GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
-HOPE_TOKENS = 60.0  # of an arm, after which less is hoped for
-TRUSTED = 400.0  # tokens that a prediction is worth, against what came true
-FORGET = 0.5 ** (1 / 20000)  # by token: what was seen of an arm counts half after 20,000
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One way to decode; ``ar`` has gamma 0."""
-
-    policy: str
-    gamma: int = 0
-    k_max: int = 0
-    draft_stage: str = "overlap"
-
-    @property
-    def family(self) -> str:
-        """Arms whose predictions are wrong in the same way."""
-        return f"{self.policy} {self.draft_stage}" if self.k_max else self.policy
-
-    @property
-    def kind(self) -> tuple[str, int]:
-        """Arms that need not be tried one by one: they differ in gamma only."""
-        return self.family, self.k_max
-
-    def settings(self, given: Settings) -> Settings:
-        """``given`` with what this arm decides."""
-        if not self.gamma:
-            return given
-        changed = replace(given, gamma=self.gamma)
-        if not self.k_max:
-            return changed
-        return replace(changed, k_max=self.k_max, draft_stage=self.draft_stage)
+LOSS = 0.008  # share of the time that challengers may lose, in the long run
+YOUTH = 2000.0  # rounds, by about which that share is reached
+HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
+BETTER = 0.01  # what another arm must promise to be changed to
+WORTH = 0.01  # by which a challenger must be drawn better
+SWITCH = 0.2  # share of a challenger's time that changing costs, beside what is measured
+HALF_LIFE = 800.0  # rounds after which tokens count half: texts change
 
 
 @dataclass
 class Stretch:
-    """An arm, and for how many rounds; and what it has brought."""
+    """An arm, for how many rounds, and what it has brought."""
 
     arm: Arm
     rounds: int
-    done: int = 0  # rounds
+    behind: float = 0.0  # share of its time that it is thought to lose
+    is_trial: bool = True  # whether others run beside it, to be compared with
+    warm_up: int = 1  # rounds that do not count: caches hold what was used before
+    done: int = 0
     tokens: int = 0
-    seconds: float = 0.0
+    counted: int = 0  # rounds that brought these tokens
+    seconds: list[float] = field(default_factory=list)  # of rounds that were timed
+    changing: float = 0.0  # seconds
 
+    @property
+    def coasts(self) -> bool:
+        """Whether of the next round nothing is asked but its tokens: looking costs time."""
+        is_looked_at = self.done == self.warm_up or (self.arm.gamma and not self.done % SAMPLED)
+        return not self.is_trial and not is_looked_at and self.done < self.rounds
 
-@dataclass(frozen=True)
-class Observation:
-    """One round of an arm. Seconds are of one forward each; None: there was none.
+    def add(self, tokens: int, *, is_typical: bool) -> None:
+        """A round has ended; ``is_typical``: the end of the request did not cut it short."""
+        self.done += 1
+        if is_typical and self.done > self.warm_up:
+            self.tokens += tokens
+            self.counted += 1
 
-    ``is_short``: the end of the request was near and cut it. ``hit``: whether the token at the
-    branch point had a branch; None: the point was not reached. ``num_kept``: how much of a branch
-    that was hit is the next chain; None: none was.
-    """
-
-    seconds: float
-    num_drafted: int
-    num_accepted: int
-    forward: float
-    verify: float = 0.0
-    chain_step: float | None = None
-    num_chain_steps: int = 0
-    branch_step: float | None = None
-    num_branch_steps: int = 0
-    read: float | None = None
-    hit: bool | None = None
-    num_kept: int | None = None
-    is_short: bool = False
+    @property
+    def a_round(self) -> float:
+        """Seconds, 0 where none was timed."""
+        return statistics.fmean(self.seconds) if self.seconds else 0.0
 
 
 class Tuner:
@@ -104,209 +80,149 @@ class Tuner:
 
     Args:
         settings: ``gamma`` and ``k_max`` bound the arms'.
-        parallel: whether both models run at the same time where a policy lets them.
         clock: seconds.
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        *,
-        parallel: bool,
-        clock: Callable[[], float] = time.perf_counter,
+        self, settings: Settings, *, clock: Callable[[], float] = time.perf_counter
     ) -> None:
-        self.settings, self.parallel, self._clock = settings, parallel, clock
-        self.arms = list(_arms(settings))
-        self._costs = Costs()
-        shared = Rate()
-        self._acceptance = {
-            policy: Acceptance(settings.gamma, shared) for policy in ("sps", "specbranch")
-        }
-        self._grown = Rate(1.0)  # steps of growing, of those that there was room for
-        families = {arm.family for arm in self.arms}
-        self._rounds = dict.fromkeys(families, 0)
-        # Tokens over those predicted for the time that it took; tokens seen, which are forgotten.
-        self._yield = {family: Rate(1.0, TRUSTED) for family in families}
-        self._seen = dict.fromkeys(families, 0.0)
-        self._seconds = self._explored = 0.0
+        self.settings, self._clock = settings, clock
+        self.arms = arms_of(settings)
+        self.rng = np.random.default_rng(0)
+        self._gain, self._pace = Gain(self.arms, settings.gamma), Pace(self.arms)
         self.best = self.arms[0]
+        self.rounds = dict.fromkeys(self.arms, 0)
+        self._sweeps = 0
+        self._seconds = self._lost = 0.0
         self._choosing = 0.0  # seconds that the last choice took
-        self.stretch = self.choose()
+        self._block: list[Turn] = []
+        self._plan = _sweep(_landmarks(self.arms))
+        self.stretch = self._plan.pop()
 
-    # ------------------------------------------------------------------ choosing
+    # ------------------------------------------------------------------ rounds
     def next_arm(self, *, has_chain: bool = False) -> Arm:
         """The arm of the next round; a change waits a little for ``has_chain`` to be over."""
         stretch = self.stretch
         if stretch.done >= stretch.rounds + (PATIENCE if has_chain else 0):
-            started = self._clock()
             self._account(stretch)
-            self.stretch = self.choose(self._rounds_to_choose())
-            self._choosing = self._clock() - started
+            if not self._plan:
+                started = self._clock()
+                self._choose(stretch)
+                self._choosing = self._clock() - started
+            self.stretch = self._plan.pop()
         return self.stretch.arm
 
-    def _rounds_to_choose(self) -> int:
-        """After so many rounds another choice costs no more than its share."""
-        a_round = self.stretch.seconds / self.stretch.done
-        rounds = self._choosing / (SHARE * a_round) if a_round else 0.0
-        return int(min(LONGEST, max(TRIAL, rounds)))
+    def observe(
+        self, tokens: int, seconds: float, seen: Outcome | None, *, changing: float = 0.0
+    ) -> None:
+        """A round has ended that was looked at.
 
-    def choose(self, rounds: int = TRIAL) -> Stretch:
-        """What to do next; for ``rounds`` rounds, or for fewer if it is to be tried only."""
-        values = {arm: self.value(arm) for arm in self.arms}
-        for arm in self.arms:
-            if self._rounds[arm.family] < FIRST_TRIALS:
-                same = (each for each in self.arms if each.family == arm.family)
-                return Stretch(max(same, key=values.__getitem__), TRIAL)
-        best = max(self.arms, key=values.__getitem__)
-        if values[best] > BETTER * values[self.best]:
-            self.best = best
-        if self._explored < self._allowance():
-            hopes = {arm: self.value(arm, 1.0) * (1.0 + self._hope(arm)) for arm in self.arms}
-            others = [arm for arm in self.arms if arm.kind != self.best.kind]
-            other = max(others, key=hopes.__getitem__)
-            if hopes[other] > values[self.best]:
-                return Stretch(other, TRIAL)
-        return Stretch(self.best, rounds)
-
-    def _allowance(self) -> float:
-        """Seconds that exploring may have taken; a larger share at first."""
-        rounds = sum(self._rounds.values())
-        return EXPLORE * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
-
-    def _hope(self, arm: Arm) -> float:
-        return HOPE / math.sqrt(1.0 + self._seen[arm.family] / HOPE_TOKENS)
-
-    # ------------------------------------------------------------------ predicting
-    def value(self, arm: Arm, hope: float = 0.0) -> float:
-        """Predicted tokens a second; 0 where nothing is known yet."""
-        tokens, seconds = self.predict(arm, hope)
-        return self._yield[arm.family].value * tokens / seconds if seconds else 0.0
-
-    def predict(self, arm: Arm, hope: float = 0.0) -> tuple[float, float]:
-        """Tokens and seconds of a round, before the correction."""
-        if not arm.gamma:
-            return 1.0, self._target(1, False) + self._costs("rest ar", 1)
-        if not arm.k_max:
-            return self._predict_sps(arm.gamma)
-        return self._predict_specbranch(arm, hope)
-
-    def _predict_sps(self, gamma: int) -> tuple[float, float]:
-        tokens = sum(self._acceptance["sps"].survival(gamma))
-        seconds = gamma * self._costs("chain", 1) + self._target(gamma + 1, False)
-        return tokens, seconds + self._costs("rest sps", 1)
-
-    def _predict_specbranch(self, arm: Arm, hope: float) -> tuple[float, float]:
-        """Over the stationary distribution of the chain's length.
-
-        A hit leads to a chain as long as confidence lets it be, anything else to an empty one
-        (overlap) or one that the draft stage makes first (serial).
+        Args:
+            tokens: that it brought.
+            seconds: that it took, without ``changing`` to its arm from another one.
+            seen: what became of its chain; None: the end of the request cut it short.
         """
-        acceptance, gamma = self._acceptance["specbranch"], arm.gamma
-        survival, kept = acceptance.survival(gamma), acceptance.kept(gamma)
-        hit = acceptance.hit_rate(arm.k_max, hope)
-        whole = sum(part * alive for part, alive in zip(kept, survival, strict=True))
-        serial = arm.draft_stage == "serial"
-        hits = hit * whole if serial else hit / (1.0 - hit * whole + hit)
-        share = kept if serial else [hits * part for part in kept]
-        if not serial:
-            share[0] += 1.0 - hits
-        tokens = seconds = expected = 0.0
-        for length, part in enumerate(share):
-            expected += survival[length]
-            tokens += part * expected
-            seconds += part * self._branch_stage(length, arm)
-        if serial:
-            steps = sum(length * part for length, part in enumerate(kept))
-            seconds += (1.0 - hits) * steps * self._costs("chain", 1)
-        return tokens, seconds + self._costs("rest specbranch", 1)
-
-    def _branch_stage(self, length: int, arm: Arm) -> float:
-        """Seconds of both models, on their lanes or one after the other."""
-        target = self._target(length + 1, self.parallel)
-        kind = "branches" if self._costs.knows("branches") else "chain"
-        steps = arm.gamma * self._grown.value
-        draft = self._costs("read", 1) + steps * self._costs(kind, arm.k_max)
-        return max(target, draft) if self.parallel else target + draft
-
-    def _target(self, rows: int, beside: bool) -> float:
-        """A forward, alone or beside the draft's, and the verdict on it."""
-        kind = "beside" if beside and self._costs.knows("beside") else "forward"
-        return self._costs(kind, rows) + self._costs("verify", rows)
-
-    # ------------------------------------------------------------------ learning
-    def observe(self, arm: Arm, seen: Observation) -> None:
-        """Take what a round of ``arm`` cost and brought, in detail; some rounds will do."""
-        self._learn_costs(arm, seen)
-        if arm.gamma:
-            self._learn_acceptance(arm, seen)
-
-    @property
-    def is_curious(self) -> bool:
-        """Whether the next round should be observed."""
-        return self.stretch.rounds <= TRIAL or self.stretch.done % SAMPLED == 0
-
-    def count(self, tokens: int, seconds: float) -> None:
-        """A round has ended, observed or not."""
         stretch = self.stretch
-        stretch.done += 1
-        stretch.tokens += tokens
-        stretch.seconds += seconds
+        stretch.add(tokens, is_typical=seen is not None)
+        stretch.changing += changing
+        if seen is not None:
+            self._gain.observe(stretch.arm, seen)
+        if stretch.done > stretch.warm_up:
+            stretch.seconds.append(seconds)
 
     def _account(self, stretch: Stretch) -> None:
-        """Compare what a stretch brought with what it promised."""
-        family = stretch.arm.family
-        if self._rounds[family] >= SETTLED:  # before that the first guesses would be blamed
-            tokens, seconds = self.predict(stretch.arm)
-            self._yield[family].add(stretch.tokens, stretch.seconds * tokens / seconds)
-        self._rounds[family] += stretch.done
-        self._seconds += stretch.seconds
-        if stretch.arm.kind != self.best.kind:
-            self._explored += stretch.seconds
-        forget = FORGET**stretch.tokens
-        self._seen = {each: count * forget for each, count in self._seen.items()}
-        self._seen[family] += stretch.tokens
+        """Keep what a stretch brought."""
+        self._gain.forget(0.5 ** (stretch.done / HALF_LIFE))
+        self.rounds[stretch.arm] += stretch.done
+        seconds = stretch.done * stretch.a_round
+        self._seconds += seconds + stretch.changing
+        if self._sweeps == SWEEPS:
+            self._lost += stretch.behind * seconds + stretch.changing
+        if stretch.counted:
+            self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
+        if stretch.is_trial and stretch.seconds:
+            self._block.append(turn_of(stretch.arm, stretch.seconds))
 
-    def _learn_costs(self, arm: Arm, seen: Observation) -> None:
-        rows, costs = seen.num_drafted + 1, self._costs
-        beside = bool(arm.k_max) and self.parallel
-        costs.observe("beside" if beside else "forward", rows, seen.forward)
-        costs.observe("verify", rows, seen.verify, tells_speed=False)
-        if seen.chain_step is not None:
-            costs.observe("chain", 1, seen.chain_step)
-        if seen.read is not None:
-            costs.observe("read", 1, seen.read)
-        if seen.branch_step is not None:
-            costs.observe("branches", arm.k_max, seen.branch_step)
-        rest = max(0.0, seen.seconds - _worked(seen, beside))
-        costs.observe(f"rest {arm.policy}", 1, rest, tells_speed=False)
+    # ------------------------------------------------------------------ choosing
+    def _choose(self, last: Stretch) -> None:
+        """What to do next, the last part first."""
+        self._pace.add(self._block, sum(self.rounds.values()))
+        self._block.clear()
+        speed, covariance = self.speeds()
+        self._settle(speed)
+        if self._sweeps < SWEEPS:
+            self._sweeps += 1
+            plausible = self._plausible(speed, covariance)
+            if len(plausible) > 1 and self._sweeps < SWEEPS:
+                self._plan = _sweep(
+                    [plausible[idx] for idx in self.rng.permutation(len(plausible))]
+                )
+                return
+            self._sweeps = SWEEPS
+        self._plan = self._challenge(speed, covariance) or [
+            Stretch(self.best, self._rounds_to_choose(last), is_trial=False)
+        ]
 
-    def _learn_acceptance(self, arm: Arm, seen: Observation) -> None:
-        acceptance = self._acceptance[arm.policy]
-        acceptance.add(seen.num_drafted, seen.num_accepted)
-        if seen.hit is not None:
-            acceptance.add_hit(arm.k_max, seen.hit)
-        if not arm.k_max or seen.is_short:
-            return
-        if seen.num_kept is not None:
-            acceptance.confident.add(seen.num_kept, seen.num_kept + (seen.num_kept < arm.gamma))
-        if seen.num_branch_steps:
-            self._grown.add(seen.num_branch_steps, arm.gamma)
+    def _settle(self, speed: Floats) -> None:
+        best = int(speed.argmax())
+        if speed[best] > speed[self.arms.index(self.best)] + BETTER:
+            self.best = self.arms[best]
+
+    def _plausible(self, speed: Floats, covariance: Floats) -> list[Arm]:
+        """Arms that may be the best one."""
+        best = self.arms.index(self.best)
+        spread = covariance.diagonal() + covariance[best, best] - 2.0 * covariance[best]
+        reach = speed - speed[best] + PLAUSIBLE * np.sqrt(np.maximum(spread, 0.0))
+        return [arm for arm, far in zip(self.arms, reach, strict=True) if far >= 0.0]
+
+    def _challenge(self, speed: Floats, covariance: Floats) -> list[Stretch]:
+        """A challenger between two stretches of the best arm; none most of the time."""
+        if self._lost > self._allowance():
+            return []
+        root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
+        drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
+        other, best = int(drawn.argmax()), self.arms.index(self.best)
+        if drawn[other] < drawn[best] + WORTH:
+            return []
+        behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
+        return [
+            _turn(self.best, TRIAL),
+            _turn(self.arms[other], TRIAL, behind),
+            _turn(self.best, TRIAL),
+        ]
+
+    def _rounds_to_choose(self, last: Stretch) -> int:
+        """After so many rounds another choice costs no more than its share."""
+        rounds = self._choosing / (SHARE * last.a_round) if last.a_round else 0.0
+        return int(min(LONGEST, max(SHORTEST, rounds)))
+
+    def _allowance(self) -> float:
+        """Seconds that challengers may have lost; a larger share at first."""
+        rounds = sum(self.rounds.values())
+        return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
+
+    # ------------------------------------------------------------------ what is known
+    def speeds(self) -> tuple[Floats, Floats]:
+        """Logarithms of tokens a second, up to a term that all have in common; and covariance."""
+        gain, pace = self._gain.belief(), self._pace.belief()
+        return gain.mean - pace.mean, gain.covariance + pace.covariance
 
 
-def _worked(seen: Observation, beside: bool) -> float:
-    """Seconds of a round that its forwards and its verdict explain."""
-    growth = (seen.read or 0.0) + seen.num_branch_steps * (seen.branch_step or 0.0)
-    both = max(seen.forward, growth) if beside else seen.forward + growth
-    return both + seen.verify + seen.num_chain_steps * (seen.chain_step or 0.0)
+def _landmarks(arms: Sequence[Arm]) -> list[Arm]:
+    """Of arms without branches the shortest, a middling and the longest; of others a middling."""
+    found = []
+    widest = max(arm.k_max for arm in arms)
+    for family in dict.fromkeys(arm.family for arm in arms):
+        same = [arm for arm in arms if arm.family == family and arm.k_max in (0, widest)]
+        ends = set() if same[0].k_max else {0, len(same) - 1}
+        found += [same[idx] for idx in sorted(ends | {len(same) // 2})]
+    return found
 
 
-def _arms(settings: Settings) -> Iterator[Arm]:
-    gammas = [gamma for gamma in GAMMAS if gamma < settings.gamma] + [settings.gamma]
-    widths = sorted({1, 2, 4, settings.k_max} & set(range(1, settings.k_max + 1)))
-    yield Arm("ar")
-    for gamma in gammas:
-        yield Arm("sps", gamma)
-    for stage in ("overlap", "serial"):
-        for gamma in gammas:
-            for k_max in widths:
-                yield Arm("specbranch", gamma, k_max, stage)
+def _sweep(arms: Sequence[Arm]) -> list[Stretch]:
+    """A turn of each; the list is taken from its end."""
+    return [_turn(arm, TURN) for arm in arms[::-1]]
+
+
+def _turn(arm: Arm, rounds: int, behind: float = 0.0) -> Stretch:
+    return Stretch(arm, rounds, behind, warm_up=rounds // 2)

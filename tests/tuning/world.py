@@ -8,9 +8,21 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from specbranch.session import Settings
-from specbranch.tuning import Arm, Observation, Tuner
+from specbranch.tuning import Arm, Outcome, Tuner
 
 Noise = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one took, and what became of its chain."""
+
+    seconds: float
+    outcome: Outcome
+
+    @property
+    def tokens(self) -> int:
+        return self.outcome.num_accepted + 1
 
 
 @dataclass
@@ -40,7 +52,7 @@ class World:
         """A target forward."""
         return self.speed_ratio * (1.0 + self.slope * (rows - 1)) * self._noise()
 
-    def round(self, arm: Arm) -> Observation:
+    def round(self, arm: Arm) -> Round:
         """One round; the clock moves on."""
         chain, steps = 0, 0
         if arm.gamma and not arm.k_max:
@@ -61,19 +73,8 @@ class World:
         both = max(forward, growth) if self.parallel else forward + growth
         seconds = both + steps * step
         self.now += seconds
-        return Observation(
-            seconds=seconds,
-            num_drafted=chain,
-            num_accepted=accepted,
-            forward=forward,
-            chain_step=step if steps else None,
-            num_chain_steps=steps,
-            branch_step=step if arm.k_max else None,
-            num_branch_steps=arm.gamma if arm.k_max else 0,
-            read=step if arm.k_max else None,
-            hit=hit,
-            num_kept=arm.gamma if hit else None,
-        )
+        outcome = Outcome(chain, accepted, hit=hit, num_kept=arm.gamma if hit else None)
+        return Round(seconds, outcome)
 
     def switch(self) -> float:
         """Another arm goes on: what was drafted is dropped, and the draft reads what it missed."""
@@ -91,22 +92,23 @@ def fixed_speed(world: World, arm: Arm, tokens: int = 20000) -> float:
     """Tokens a unit of time of one arm alone."""
     made, started, world.chain = 0, world.now, -1
     while made < tokens:
-        made += world.round(arm).num_accepted + 1
+        made += world.round(arm).tokens
     return made / (world.now - started)
 
 
 def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, Tuner]:
     """Tokens a unit of time with a tuner that knows nothing at first."""
-    tuner = Tuner(settings, parallel=world.parallel, clock=lambda: world.now)
+    tuner = Tuner(settings, clock=lambda: world.now)
     made, started, last = 0, world.now, None
     while made < tokens:
         arm = tuner.next_arm(has_chain=world.chain > 0)
-        switching = world.switch() if arm != last else 0.0
+        changing = world.switch() if arm != last else 0.0
         last = arm
-        curious = tuner.is_curious
+        coasts = tuner.stretch.coasts
         seen = world.round(arm)
-        if curious:
-            tuner.observe(arm, seen)
-        tuner.count(seen.num_accepted + 1, seen.seconds + switching)
-        made += seen.num_accepted + 1
+        if coasts:
+            tuner.stretch.add(seen.tokens, is_typical=True)
+        else:
+            tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
+        made += seen.tokens
     return made / (world.now - started), tuner

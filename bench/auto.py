@@ -1,0 +1,127 @@
+"""How far ``policy="auto"`` is behind the best fixed choice, and behind ``ar``.
+
+    python bench/auto.py --temperatures 0 0.7 --out bench/results/auto.json
+    python bench/auto.py --gguf MODEL.gguf --n 60 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F
+
+Several engines with that policy, each of which knows nothing at first, take turns with the fixed
+choices, prompt by prompt, in an order that rotates. Learning is included. Of a GGUF file or a
+checkpoint directory the draft is its int8 copy. Tokens must be ``ar``'s, else the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import machine
+
+from specbranch import SamplingParams, demo_pair, load_model, load_tokenizer
+from specbranch.comparison.measure import Contestant
+from specbranch.comparison.methods import parse_method
+from specbranch.comparison.record import load_average
+from specbranch.comparison.run import interleaved
+from specbranch.lanes import num_cores
+from specbranch.prompts import read_prompts
+
+FIXED = ("sps:gamma=1", "sps:gamma=2", "sps:gamma=3", "sps:gamma=4", "sps:gamma=6",
+         "specbranch:gamma=3", "specbranch:gamma=4,draft_stage=serial")  # fmt: skip
+WARM_UP_TOKENS = 16
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    args = _parser().parse_args()
+    target, draft, tokenizer = _models(args.gguf)
+    prompts = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
+    found = []
+    for temperature in args.temperatures:
+        params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=temperature)
+        contestants = list(_contestants(target, draft, args.fixed, args.autos))
+        found.append({"temperature": temperature} | _measured(contestants, prompts, params))
+        sys.stdout.write(_table(found[-1]) + "\n")
+    settings = {key: val for key, val in vars(args).items() if key not in ("out", "gguf")}
+    settings["prompts"] = Path(args.prompts).name
+    about = machine.record("auto", "cpu") | {"settings": settings, "cores": num_cores()}
+    about["load_average"] = load_average()
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(about | {"runs": found}, indent=1) + "\n")
+    return int(any(run["different"] for run in found))
+
+
+def _models(path: Path | None) -> tuple[Any, Any, Any]:
+    if path is None:
+        return demo_pair()
+    models = (load_model(path, dtype="float32", weights=weights) for weights in ("exact", "int8"))
+    return (*models, load_tokenizer(path))
+
+
+def _contestants(target: Any, draft: Any, fixed: Sequence[str], autos: int) -> Iterator[Contestant]:
+    """``ar`` first; all verify as ``auto`` does, so that all tokens are the same."""
+    for text in ("ar", *fixed, *["auto"] * autos):
+        method = parse_method(text)
+        if text == "auto":
+            yield Contestant(replace(method, name=f"auto {autos}"), target, draft, None, None)
+            autos -= 1
+            continue
+        coupled = replace(method, name=text, settings={**method.settings, "verify": "coupled"})
+        yield Contestant(coupled, target, draft, None, None)
+
+
+def _measured(
+    contestants: Sequence[Contestant], prompts: Sequence[list[int]], params: SamplingParams
+) -> dict[str, Any]:
+    """Tokens a second over all prompts, by method, and by quarter of them."""
+    few = replace(params, max_new_tokens=WARM_UP_TOKENS)
+    for each in contestants:
+        if not each.method.name.startswith("auto"):
+            each.run(prompts[0], few, idx=0, repeat=0)
+    seconds: dict[str, list[float]] = {each.method.name: [] for each in contestants}
+    tokens: dict[str, list[list[int]]] = {name: [] for name in seconds}
+    for run in interleaved(contestants, prompts, params, 1, lambda name: None):
+        seconds[run.method].append(run.seconds)
+        tokens[run.method].append(run.tokens)
+    num_tokens = sum(len(each) for each in tokens["ar"])
+    return {
+        "tokens": num_tokens,
+        "different": [name for name, made in tokens.items() if made != tokens["ar"]],
+        "tokens_per_second": {
+            name: round(num_tokens / sum(each), 2) for name, each in seconds.items()
+        },
+        "seconds": {name: [round(s, 6) for s in each] for name, each in seconds.items()},
+    }
+
+
+def _table(found: dict[str, Any]) -> str:
+    speeds = found["tokens_per_second"]
+    best = max(speed for name, speed in speeds.items() if not name.startswith("auto"))
+    lines = [f"temperature {found['temperature']:g}, {found['tokens']} tokens", ""]
+    lines += ["| method | tokens/s | x `ar` | x best fixed |", "| --- | ---: | ---: | ---: |"]
+    for name, speed in speeds.items():
+        ratios = f"{speed / speeds['ar']:.3f} | {speed / best:.3f}"
+        lines.append(f"| `{name}` | {speed:.1f} | {ratios} |")
+    if found["different"]:
+        lines.append(f"\n**TOKENS OF {', '.join(found['different'])} ARE NOT THOSE OF ar**")
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="F", help="result file (JSON)")
+    add("--gguf", type=Path, metavar="PATH", help="GGUF file or checkpoint directory, not the demo")
+    add("--fixed", nargs="+", default=FIXED, help="policy:setting=value,... beside ar")
+    add("--autos", type=int, default=4, help="engines with policy auto")
+    add("--temperatures", type=float, nargs="+", default=[0.0])
+    add("--prompts", default="humaneval", help="humaneval, or a file of prompts")
+    add("--n", type=int, default=164, help="how many prompts")
+    add("--max-new-tokens", type=int, default=128)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""How many tokens a round of each arm brings: predicted from acceptance, corrected by what came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .acceptance import KEEP, Acceptance, Rate
+from .arms import Arm
+from .belief import Belief, Prior, belief, prior_covariance
+
+PRIOR = Prior(family=0.04, smooth=0.05, own=0.01)  # of what is wrong with the predictions
+ROUND, PER_TOKEN = 0.03, 0.08  # variance of one round, over its mean squared: of any, by gamma
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one round's chain.
+
+    ``hit``: whether the token at the branch point had a branch; None: the point was not reached.
+    ``num_kept``: how much of a branch that was hit is the next chain; None: none was.
+    """
+
+    num_drafted: int
+    num_accepted: int
+    hit: bool | None = None
+    num_kept: int | None = None
+
+
+class Gain:
+    """Tokens a round, by arm (logarithms).
+
+    Args:
+        arms: in the order that all arrays have.
+        gamma: longest chain.
+    """
+
+    def __init__(self, arms: Sequence[Arm], gamma: int) -> None:
+        self._arms, self._index = list(arms), {arm: idx for idx, arm in enumerate(arms)}
+        shared = Rate()
+        self._acceptance = {policy: Acceptance(gamma, shared) for policy in ("sps", "specbranch")}
+        self._prior = prior_covariance(arms, PRIOR)
+        self._noise = np.array([ROUND + PER_TOKEN * arm.gamma for arm in arms])
+        # An acceptance of few chains is wrong for all arms that draft, and for none that does not.
+        self._hangs = np.sqrt([PER_TOKEN * arm.gamma for arm in arms])
+        self._chains = 1.0
+        self._tokens, self._rounds = np.zeros(len(arms)), np.zeros(len(arms))
+
+    # ------------------------------------------------------------------ learning
+    def observe(self, arm: Arm, seen: Outcome) -> None:
+        """A chain was judged; some of an arm's rounds will do."""
+        if not arm.gamma:
+            return
+        self._chains = KEEP * self._chains + 1.0
+        acceptance = self._acceptance[arm.policy]
+        acceptance.add(seen.num_drafted, seen.num_accepted)
+        if seen.hit is not None:
+            acceptance.add_hit(arm.k_max, seen.hit)
+        if seen.num_kept is not None:
+            acceptance.confident.add(seen.num_kept, seen.num_kept + (seen.num_kept < arm.gamma))
+
+    def add(self, arm: Arm, tokens: float, rounds: int) -> None:
+        """``rounds`` rounds have brought ``tokens`` together."""
+        self._tokens[self._index[arm]] += tokens
+        self._rounds[self._index[arm]] += rounds
+
+    def forget(self, keep: float) -> None:
+        """What was added counts for ``keep`` times as much from now on."""
+        self._tokens *= keep
+        self._rounds *= keep
+
+    # ------------------------------------------------------------------ predicting
+    def belief(self) -> Belief:
+        """What is known."""
+        predicted = np.log([self.predict(arm) for arm in self._arms])
+        precision = self._rounds / self._noise
+        mean = self._tokens / np.maximum(self._rounds, 1e-9)
+        wrong = np.log(np.maximum(mean, 1e-9)) - predicted
+        evidence = np.where(precision > 0.0, precision * wrong, 0.0)
+        unsure = np.outer(self._hangs, self._hangs) / self._chains
+        found = belief(self._prior + unsure, np.diag(precision), evidence)
+        return Belief(predicted + found.mean, found.covariance)
+
+    def predict(self, arm: Arm) -> float:
+        """Tokens a round, before the correction."""
+        if not arm.gamma:
+            return 1.0
+        if not arm.k_max:
+            return sum(self._acceptance["sps"].survival(arm.gamma))
+        return self._predict_specbranch(arm)
+
+    def _predict_specbranch(self, arm: Arm) -> float:
+        """Over the stationary distribution of the chain's length.
+
+        A hit leads to a chain as long as confidence lets it be, anything else to an empty one
+        (overlap) or one that the draft stage makes first (serial).
+        """
+        acceptance, gamma = self._acceptance["specbranch"], arm.gamma
+        survival, kept = acceptance.survival(gamma), acceptance.kept(gamma)
+        hit = acceptance.hit_rate(arm.k_max)
+        whole = sum(part * alive for part, alive in zip(kept, survival, strict=True))
+        share = kept
+        if arm.draft_stage == "overlap":
+            hits = hit / (1.0 - hit * whole + hit)
+            share = [hits * part for part in kept]
+            share[0] += 1.0 - hits
+        tokens = expected = 0.0
+        for part, alive in zip(share, survival, strict=True):
+            expected += alive
+            tokens += part * expected
+        return tokens

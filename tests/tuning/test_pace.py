@@ -1,0 +1,87 @@
+"""Ratios of seconds, learnt on machines whose own speed changes all the time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from specbranch.session import Settings
+from specbranch.tuning import Arm, arms_of
+from specbranch.tuning.pace import Pace, Turn, turn_of
+
+ARMS = arms_of(Settings(gamma=4, k_max=2))
+NUM_SWEEPS = 12
+
+
+def true_seconds(arm: Arm) -> float:
+    return 1.0 + 0.15 * arm.gamma + 0.3 * bool(arm.k_max)
+
+
+def sweeps(rng: np.random.Generator, slower: float, every: int) -> list[list[Turn]]:
+    """Turns of all arms in any order; the machine's speed changes ``every`` turns or so."""
+    found, speed = [], 1.0
+    for _ in range(NUM_SWEEPS):
+        block = []
+        for idx in rng.permutation(len(ARMS)):
+            if rng.random() < 1 / every:
+                speed = slower if speed == 1.0 else 1.0
+            noise = float(np.exp(0.05 * rng.standard_normal()))
+            block.append(Turn(ARMS[idx], true_seconds(ARMS[idx]) * speed * noise))
+        found.append(block)
+    return found
+
+
+def off(learnt: np.ndarray) -> float:
+    """The largest error of a ratio to ``ar``'s seconds."""
+    wanted = np.log([true_seconds(arm) for arm in ARMS])
+    wrong = learnt - wanted
+    return float(np.abs(wrong - wrong[0]).max())
+
+
+@pytest.mark.parametrize(("slower", "every"), [(1.0, 5), (3.0, 12), (10.0, 12), (3.0, 6)])
+def test_ratios_come_out_whatever_the_machine_does(slower: float, every: int) -> None:
+    errors, plain = [], []
+    for seed in range(5):
+        blocks = sweeps(np.random.default_rng(seed), slower, every)
+        pace = Pace(ARMS)
+        for now, block in enumerate(blocks):
+            pace.add(block, 12.0 * len(ARMS) * now)
+        errors.append(off(pace.belief().mean))
+        by_arm = {arm: [turn.seconds for block in blocks for turn in block if turn.arm == arm]
+                  for arm in ARMS}  # fmt: skip
+        plain.append(off(np.log([np.mean(by_arm[arm]) for arm in ARMS])))
+    assert max(errors) < 0.12, errors
+    if slower > 1.0:
+        assert np.mean(plain) > 0.15, "means would do, so this shows nothing"
+
+
+def test_a_turn_without_another_tells_nothing() -> None:
+    pace, before = Pace(ARMS), Pace(ARMS).belief()
+    pace.add([Turn(ARMS[0], 1.0)], 10.0)
+    pace.add([Turn(ARMS[1], 9.0), Turn(ARMS[1], 2.0)], 20.0)
+    assert (pace.belief().mean == before.mean).all()
+    assert (pace.belief().covariance == before.covariance).all()
+
+
+def test_what_was_long_ago_gives_way() -> None:
+    pace, first, second = Pace(ARMS), ARMS[0], ARMS[1]
+    for seconds, start in ((1.5, 0.0), (0.8, 1e5)):
+        for idx in range(30):
+            pace.add([Turn(first, 1.0), Turn(second, seconds)], start + idx)
+    mean = pace.belief().mean
+    assert mean[1] - mean[0] == pytest.approx(np.log(0.8), abs=0.03)
+
+
+def test_more_is_known_of_arms_that_ran() -> None:
+    pace = Pace(ARMS)
+    for idx in range(10):
+        pace.add([Turn(ARMS[0], 1.0), Turn(ARMS[1], 1.2)], float(idx))
+    covariance = pace.belief().covariance
+    spread = covariance.diagonal() + covariance[0, 0] - 2.0 * covariance[0]
+    assert spread[1] ** 0.5 < 0.07
+    assert spread[-1] ** 0.5 > 0.5
+
+
+def test_a_hiccup_counts_for_little() -> None:
+    assert turn_of(ARMS[0], [1.0, 1.0, 1.0, 500.0]).seconds == pytest.approx(1.5)
+    assert turn_of(ARMS[0], [1.0, 2.0]).seconds == pytest.approx(1.5)
