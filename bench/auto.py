@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import machine
+import report_auto
 
 from specbranch import SamplingParams, demo_pair, load_model, load_tokenizer
 from specbranch.comparison.measure import Contestant
@@ -43,11 +44,12 @@ def main() -> int:
         params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=temperature)
         contestants = list(_contestants(target, draft, args.fixed, args.autos))
         found.append({"temperature": temperature} | _measured(contestants, prompts, params))
-        sys.stdout.write(_table(found[-1]) + "\n")
+        sys.stdout.write(report_auto.table(found[-1]) + "\n")
     settings = {key: val for key, val in vars(args).items() if key not in ("out", "gguf")}
     settings["prompts"] = Path(args.prompts).name
     about = machine.record("auto", "cpu") | {"settings": settings, "cores": num_cores()}
     about["load_average"] = load_average()
+    about["draft"] = "demo pair" if args.gguf is None else f"{args.gguf.stem} and its int8 copy"
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(about | {"runs": found}, indent=1) + "\n")
     return int(any(run["different"] for run in found))
@@ -94,19 +96,6 @@ def _measured(
         },
         "seconds": {name: [round(s, 6) for s in each] for name, each in seconds.items()},
     }
-
-
-def _table(found: dict[str, Any]) -> str:
-    speeds = found["tokens_per_second"]
-    best = max(speed for name, speed in speeds.items() if not name.startswith("auto"))
-    lines = [f"temperature {found['temperature']:g}, {found['tokens']} tokens", ""]
-    lines += ["| method | tokens/s | x `ar` | x best fixed |", "| --- | ---: | ---: | ---: |"]
-    for name, speed in speeds.items():
-        ratios = f"{speed / speeds['ar']:.3f} | {speed / best:.3f}"
-        lines.append(f"| `{name}` | {speed:.1f} | {ratios} |")
-    if found["different"]:
-        lines.append(f"\n**TOKENS OF {', '.join(found['different'])} ARE NOT THOSE OF ar**")
-    return "\n".join(lines) + "\n"
 
 
 def _parser() -> argparse.ArgumentParser:

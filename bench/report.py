@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import report_ablation
+import report_auto
 import report_kernels
 import report_plots
 import report_versus
@@ -27,7 +28,7 @@ from specbranch.comparison.metrics import bubble, quotient, spread, total_counte
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
-PAGES = ("README.md", "docs/kernels.md", "docs/method.md")
+PAGES = ("README.md", "docs/auto.md", "docs/kernels.md", "docs/method.md")
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 BASELINES = ("ar", "hf-assisted")
 
@@ -69,7 +70,7 @@ def filled(text: str) -> str:
 
 def tables(result: dict[str, Any]) -> str:
     """All tables of one result, and the line that says how they came about."""
-    for module in (report_kernels, report_ablation, report_versus):
+    for module in (report_kernels, report_ablation, report_versus, report_auto):
         if module.is_ours(result):
             return module.tables(result)
     temperatures = sorted({run["temperature"] for run in result["runs"]})

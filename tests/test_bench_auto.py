@@ -1,0 +1,67 @@
+"""``bench/auto.py`` and its tables, over few tokens of the demo pair."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import auto
+import pytest
+import report_auto
+
+
+def run_script(monkeypatch: pytest.MonkeyPatch, out: Path) -> int:
+    argv = ["auto.py", "--out", out, "--n", 2, "--max-new-tokens", 8, "--autos", 2]
+    argv += ["--fixed", "sps:gamma=2", "--temperatures", 0, 1]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in argv])
+    return auto.main()
+
+
+def test_result_and_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    out = tmp_path / "auto.json"
+    assert run_script(monkeypatch, out) == 0
+    result = json.loads(out.read_text())
+    assert report_auto.is_ours(result)
+    assert [run["temperature"] for run in result["runs"]] == [0, 1]
+    for run in result["runs"]:
+        assert set(run["seconds"]) == {"ar", "sps:gamma=2", "auto 1", "auto 2"}
+        assert all(len(seconds) == 2 for seconds in run["seconds"].values())
+        assert run["tokens"] <= 16 and run["different"] == []
+        speed = run["tokens"] / sum(run["seconds"]["auto 1"])
+        assert run["tokens_per_second"]["auto 1"] == pytest.approx(speed, rel=1e-3)
+    text = report_auto.tables(result)
+    assert text.count("| `auto 2` |") == 2 and "2 humaneval prompts" in text
+
+
+def test_other_tokens_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(auto.Contestant, "run", spoilt(auto.Contestant.run))
+    out = tmp_path / "auto.json"
+    assert run_script(monkeypatch, out) == 1
+    result = json.loads(out.read_text())
+    assert result["runs"][0]["different"] == ["auto 2"]
+    assert "**TOKENS OF auto 2 ARE NOT THOSE OF `ar`.**" in report_auto.tables(result)
+
+
+def spoilt(run):
+    """``Contestant.run`` that loses a token of one method."""
+
+    def other(self, *args, **kwargs):
+        found = run(self, *args, **kwargs)
+        if self.method.name == "auto 2":
+            found.tokens.pop()
+        return found
+
+    return other
+
+
+def test_fixed_choices_are_compared_with_the_fastest_of_them() -> None:
+    run = {
+        "temperature": 0.0,
+        "tokens": 100,
+        "different": [],
+        "tokens_per_second": {"ar": 10.0, "sps": 20.0, "auto 1": 25.0},
+    }
+    lines = report_auto.table(run).splitlines()
+    assert "| `sps` | 20.0 | 2.000 | 1.000 |" in lines
+    assert "| `auto 1` | 25.0 | 2.500 | 1.250 |" in lines
