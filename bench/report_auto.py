@@ -41,8 +41,8 @@ def _provenance(result: Result) -> str:
     return (
         f"{result['device']}, {result['cores']} cores, float32; {settings['n']} "
         f"{settings['prompts']} prompts, at most {settings['max_new_tokens']} new tokens, prompt "
-        f"processing included; {result['draft']}. Learning is included: each `auto` knows nothing at "
-        "first. Tokens are those of `ar`, unless a line above says otherwise.\n\n"
+        f"processing included; {result['draft']}. Learning is included: each `auto` knows nothing "
+        "at first. Tokens are those of `ar`, unless a line above says otherwise.\n\n"
         f"{result['date']}, commit {commit}, torch {result['versions']['torch']}: "
         f"`{result['command']}`\n\n"
     )
