@@ -73,11 +73,9 @@ class Auto:
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
         stretch = self.tuner.stretch
-        # What the end of the request cuts is shorter than the arm's.
         if stretch.coasts and stretch.arm is self._arm:
-            is_typical = session.chain_room() > self._reach
             committed = self._round(session)
-            stretch.add(len(committed.tokens), is_typical=is_typical)
+            stretch.add(len(committed.tokens))
             return committed
         return self._observed(session)
 
@@ -89,17 +87,12 @@ class Auto:
         if arm is not self._arm:
             self._change(session, arm)
             changing = time.perf_counter() - started
-        is_typical = session.chain_room() > self._reach
+        is_cut = session.chain_room() <= arm.gamma + self._chain_length
         committed = self._round(session)
         seconds = time.perf_counter() - started - changing
-        outcome = self._outcome(committed) if is_typical else None
-        tuner.observe(len(committed.tokens), seconds, outcome, changing=changing)
+        seen = self._outcome(committed, is_cut=is_cut)
+        tuner.observe(len(committed.tokens), seconds, seen, changing=changing)
         return committed
-
-    @property
-    def _reach(self) -> int:
-        """Tokens that a whole round of the arm drafts ahead."""
-        return self._arm.gamma + self._chain_length
 
     @property
     def _chain_length(self) -> int:
@@ -126,9 +119,14 @@ class Auto:
         with ops.limit_threads(cores):
             return self._inner.round(session)
 
-    def _outcome(self, committed: Committed) -> Outcome:
-        """What became of the round's chain, and whether a branch was ready behind it."""
+    def _outcome(self, committed: Committed, *, is_cut: bool) -> Outcome:
+        """What became of the round's chain, and whether a branch was ready behind it.
+
+        ``is_cut``: the end of the request is near, and leaves no room for whole branches.
+        """
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
+        if is_cut:
+            return Outcome(num_drafted, num_accepted)
         hit = committed.origins[-1] == "branch"
         reached = bool(self._arm.k_max) and num_accepted == num_drafted
         return Outcome(

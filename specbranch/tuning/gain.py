@@ -20,7 +20,8 @@ class Outcome:
     """What became of one round's chain.
 
     ``hit``: whether the token at the branch point had a branch; None: the point was not reached.
-    ``num_kept``: how much of a branch that was hit is the next chain; None: none was.
+    ``num_kept``: how much of a branch that was hit is the next chain; None: none was. Both are None
+    where the end of the request cuts what grows.
     """
 
     num_drafted: int

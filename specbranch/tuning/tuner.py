@@ -62,10 +62,10 @@ class Stretch:
         is_looked_at = self.done == self.warm_up or (self.arm.gamma and not self.done % SAMPLED)
         return not self.is_trial and not is_looked_at and self.done < self.rounds
 
-    def add(self, tokens: int, *, is_typical: bool) -> None:
-        """A round has ended; ``is_typical``: the end of the request did not cut it short."""
+    def add(self, tokens: int) -> None:
+        """A round has ended."""
         self.done += 1
-        if is_typical and self.done > self.warm_up:
+        if self.done > self.warm_up:
             self.tokens += tokens
             self.counted += 1
 
@@ -112,21 +112,18 @@ class Tuner:
             self.stretch = self._plan.pop()
         return self.stretch.arm
 
-    def observe(
-        self, tokens: int, seconds: float, seen: Outcome | None, *, changing: float = 0.0
-    ) -> None:
+    def observe(self, tokens: int, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
         """A round has ended that was looked at.
 
         Args:
             tokens: that it brought.
             seconds: that it took, without ``changing`` to its arm from another one.
-            seen: what became of its chain; None: the end of the request cut it short.
+            seen: what became of its chain.
         """
         stretch = self.stretch
-        stretch.add(tokens, is_typical=seen is not None)
+        stretch.add(tokens)
         stretch.changing += changing
-        if seen is not None:
-            self._gain.observe(stretch.arm, seen)
+        self._gain.observe(stretch.arm, seen)
         if stretch.done > stretch.warm_up:
             stretch.seconds.append(seconds)
 

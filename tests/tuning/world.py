@@ -107,7 +107,7 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
         coasts = tuner.stretch.coasts
         seen = world.round(arm)
         if coasts:
-            tuner.stretch.add(seen.tokens, is_typical=True)
+            tuner.stretch.add(seen.tokens)
         else:
             tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
         made += seen.tokens
