@@ -25,13 +25,12 @@ from specbranch import SamplingParams, demo_pair, load_model, load_tokenizer
 from specbranch.comparison.measure import Contestant
 from specbranch.comparison.methods import parse_method
 from specbranch.comparison.record import load_average
-from specbranch.comparison.run import interleaved
+from specbranch.comparison.run import interleaved, warm_up
 from specbranch.lanes import num_cores
 from specbranch.prompts import read_prompts
 
 FIXED = ("sps:gamma=1", "sps:gamma=2", "sps:gamma=3", "sps:gamma=4", "sps:gamma=6",
          "specbranch:gamma=3", "specbranch:gamma=4,draft_stage=serial")  # fmt: skip
-WARM_UP_TOKENS = 16
 
 
 def main() -> int:
@@ -64,24 +63,22 @@ def _models(path: Path | None) -> tuple[Any, Any, Any]:
 
 def _contestants(target: Any, draft: Any, fixed: Sequence[str], autos: int) -> Iterator[Contestant]:
     """``ar`` first; all verify as ``auto`` does, so that all tokens are the same."""
-    for text in ("ar", *fixed, *["auto"] * autos):
+    for text in ("ar", *fixed):
         method = parse_method(text)
-        if text == "auto":
-            yield Contestant(replace(method, name=f"auto {autos}"), target, draft, None, None)
-            autos -= 1
-            continue
         coupled = replace(method, name=text, settings={**method.settings, "verify": "coupled"})
         yield Contestant(coupled, target, draft, None, None)
+    for idx in range(autos):
+        named = replace(parse_method("auto"), name=f"auto {idx + 1}")
+        yield Contestant(named, target, draft, None, None)
 
 
 def _measured(
     contestants: Sequence[Contestant], prompts: Sequence[list[int]], params: SamplingParams
 ) -> dict[str, Any]:
-    """Tokens a second over all prompts, by method, and by quarter of them."""
-    few = replace(params, max_new_tokens=WARM_UP_TOKENS)
+    """Tokens a second over all prompts, by method, and the seconds of each prompt."""
     for each in contestants:
-        if not each.method.name.startswith("auto"):
-            each.run(prompts[0], few, idx=0, repeat=0)
+        if each.method.policy != "auto":
+            warm_up(each, prompts[0], params)
     seconds: dict[str, list[float]] = {each.method.name: [] for each in contestants}
     tokens: dict[str, list[list[int]]] = {name: [] for name in seconds}
     for run in interleaved(contestants, prompts, params, 1, lambda name: None):

@@ -23,6 +23,7 @@ import report_auto
 import report_kernels
 import report_plots
 import report_versus
+from report_kernels import commit
 
 from specbranch.comparison.metrics import bubble, quotient, spread, total_counters
 
@@ -143,16 +144,13 @@ def _metrics(runs: list[Run]) -> list[str]:
 
 def _provenance(result: dict[str, Any]) -> str:
     versions, settings = result["versions"], result["settings"]
-    commit = (result["commit"] or "unknown")[:10]
-    if result["uncommitted_changes"]:
-        commit += " with uncommitted changes"
     lines = [
         f"{_device(result)}; "
         f"{len(result['prompt_tokens'])} {settings['prompts']} prompts, "
         f"{settings['max_new_tokens']} new tokens; ratios are medians over prompts (quartiles), "
         f"prompt processing included. {_equality(result)}",
         _inflation(result),
-        f"{result['date']}, commit {commit}, torch {versions['torch']}, "
+        f"{result['date']}, commit {commit(result)}, torch {versions['torch']}, "
         f"transformers {versions['transformers']}: `{result['command']}`",
     ]
     return "\n\n".join(line.strip() for line in lines if line) + "\n"

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from report_kernels import commit
+
 from specbranch.comparison.metrics import spread
 
 Result = dict[str, Any]
@@ -177,15 +179,12 @@ def _scene(scene: Sequence[Any]) -> str:
 
 
 def _provenance(result: Result) -> str:
-    commit = (result["commit"] or "unknown")[:10]
-    if result["uncommitted_changes"]:
-        commit += " with uncommitted changes"
     settings = result["settings"]
     return (
         f"Replayed at c = {settings['speed_ratio']:g}, {settings['n']} prompts of each kind, "
         f"{settings['max_new_tokens']} new tokens; noise of the worse draft: "
         f"sigma {settings['sigma']:g}. "
-        f"{result['date']}, commit {commit}, {result['device']}: `{result['command']}`\n"
+        f"{result['date']}, commit {commit(result)}, {result['device']}: `{result['command']}`\n"
     )
 
 

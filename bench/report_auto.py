@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from report_kernels import commit
+
 Result = dict[str, Any]
 
 
@@ -35,14 +37,11 @@ def table(run: Result) -> str:
 
 def _provenance(result: Result) -> str:
     settings = result["settings"]
-    commit = (result["commit"] or "unknown")[:10]
-    if result["uncommitted_changes"]:
-        commit += " with uncommitted changes"
     return (
         f"{result['device']}, {result['cores']} cores, float32; {settings['n']} "
         f"{settings['prompts']} prompts, at most {settings['max_new_tokens']} new tokens, prompt "
         f"processing included; {result['draft']}. Learning is included: each `auto` knows nothing "
         "at first. Tokens are those of `ar`, unless a line above says otherwise.\n\n"
-        f"{result['date']}, commit {commit}, torch {result['versions']['torch']}: "
+        f"{result['date']}, commit {commit(result)}, torch {result['versions']['torch']}: "
         f"`{result['command']}`\n\n"
     )

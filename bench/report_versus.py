@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from report_kernels import commit
+
 from specbranch.comparison.metrics import spread
 
 Result = dict[str, Any]
@@ -123,9 +125,6 @@ def _absent(subject: Row) -> Iterable[str]:
 
 def _provenance(result: Result) -> str:
     settings, versions = result["settings"], result["versions"]
-    commit = (result["commit"] or "unknown")[:10]
-    if result["uncommitted_changes"]:
-        commit += " with uncommitted changes"
     prompts = "; ".join(
         f"{subject['name']}: {subject['prompts']}, {min(subject['prompt_tokens'])} - "
         f"{max(subject['prompt_tokens'])} tokens, {subject['parameters'] / 1e6:.0f} million "
@@ -141,7 +140,7 @@ def _provenance(result: Result) -> str:
         "tokens, prompt processing included; medians over prompts (quartiles). Other libraries run "
         f"with their defaults, prompt lookup with {settings['lookup_tokens']} tokens. {prompts}."
         "\n\n"
-        f"{result['date']}, commit {commit}, {packages}: `{result['command']}`\n"
+        f"{result['date']}, commit {commit(result)}, {packages}: `{result['command']}`\n"
     )
 
 

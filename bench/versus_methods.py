@@ -15,7 +15,7 @@ from versus_models import Draft, Subject
 from specbranch import SamplingParams
 from specbranch.comparison.measure import Contestant, Stopwatch
 from specbranch.comparison.methods import Method, parse_method
-from specbranch.comparison.run import Runs
+from specbranch.comparison.run import Runs, warm_up
 from specbranch.comparison.runs import Run
 from specbranch.models.hf import one_line
 
@@ -23,7 +23,6 @@ GENERATE = "transformers generate"
 LOOKUP = "transformers prompt lookup"
 ASSISTED = "transformers assisted"
 FLASHSPEC = "flashspec"
-WARM_UP_TOKENS = 16
 
 
 class Absent(Exception):
@@ -163,11 +162,10 @@ def warmed_up(
     everybody: Sequence[Entry], prompt: Sequence[int], params: SamplingParams
 ) -> tuple[list[Entry], list[dict[str, str]]]:
     """Those whose first request succeeds, and why others' did not; ours must."""
-    few = replace(params, max_new_tokens=min(params.max_new_tokens, WARM_UP_TOKENS))
     kept, absent = [], []
     for entry in everybody:
         try:
-            entry.contestant.run(prompt, few, idx=0, repeat=0)
+            warm_up(entry.contestant, prompt, params)
         except Exception as error:  # whatever another library stumbles over
             if entry.is_ours:
                 raise

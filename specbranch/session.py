@@ -176,7 +176,7 @@ class Committed:
 
     tokens: list[int]
     origins: list[str]  # chain, branch, recovered, bonus or plain
-    num_drafted: int = 0  # of the chain, accepted or not
+    num_drafted: int  # of the chain, accepted or not
 
 
 class Session:
@@ -521,7 +521,7 @@ class Session:
         committed = Committed(
             [*chain.tokens[:accepted], *own],
             ["chain"] * accepted + [last] * len(own),
-            num_drafted=len(chain),
+            len(chain),
         )
         if self.timeline is not None:
             self.timeline.rounds.append(

@@ -65,9 +65,8 @@ def compare(
     _check_lengths(tokens, params, [target] if draft is None or not needy else [target, draft])
     contestants = [Contestant(each, target, draft, predictor, threads) for each in planned]
     load = load_average()
-    for contestant in contestants:  # first calls allocate, compile and capture
-        warm_up = replace(params, max_new_tokens=min(params.max_new_tokens, WARM_UP_TOKENS))
-        contestant.run(tokens[0], warm_up, idx=0, repeat=0)
+    for contestant in contestants:
+        warm_up(contestant, tokens[0], params)
     runs = list(interleaved(contestants, tokens, params, repeat, step))
     order = {method.name: idx for idx, method in enumerate(planned)}
     runs.sort(key=lambda run: (run.prompt, run.repeat, order[run.method]))
@@ -136,6 +135,12 @@ class Runs(Protocol):
     def run(self, prompt: Sequence[int], params: SamplingParams, *, idx: int, repeat: int) -> Run:
         """Continue ``prompt``, the one with number ``idx``, and time it."""
         ...
+
+
+def warm_up(contestant: Runs, prompt: Sequence[int], params: SamplingParams) -> None:
+    """A short request: first calls allocate, compile and capture."""
+    few = replace(params, max_new_tokens=min(params.max_new_tokens, WARM_UP_TOKENS))
+    contestant.run(prompt, few, idx=0, repeat=0)
 
 
 def interleaved(

@@ -306,7 +306,7 @@ class Replay:
         self.length += len(tokens)
         self.tokens += tokens
         self.clock.now += self._join
-        return Committed(tokens, [])
+        return Committed(tokens, [], len(chain))
 
     def finish(self) -> Stats:
         """The counters, with the times that the clock has measured."""

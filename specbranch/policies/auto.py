@@ -73,7 +73,7 @@ class Auto:
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
         stretch = self.tuner.stretch
-        if stretch.coasts and stretch.arm is self._arm:
+        if stretch.coasts and stretch.arm == self._arm:
             committed = self._round(session)
             stretch.add(len(committed.tokens))
             return committed
@@ -84,7 +84,7 @@ class Auto:
         tuner, changing = self.tuner, 0.0
         arm = tuner.next_arm(has_chain=self._chain_length > 0)
         started = time.perf_counter()
-        if arm is not self._arm:
+        if arm != self._arm:
             self._change(session, arm)
             changing = time.perf_counter() - started
         is_cut = session.chain_room() <= arm.gamma + self._chain_length

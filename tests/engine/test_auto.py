@@ -127,9 +127,7 @@ def settled_engine(arm: Arm) -> Engine:
     """One that has chosen ``arm`` and runs it for long."""
     target, draft = (TableModel.random(8, seed=seed) for seed in (1, 2))
     engine = Engine(target, draft, policy="auto", lanes=SerialLanes(1))
-    tuner = engine._method.tuner
-    chosen = tuner.arms[tuner.arms.index(arm)]
-    tuner.stretch = Stretch(chosen, 10**6, is_trial=False)
+    engine._method.tuner.stretch = Stretch(arm, 10**6, is_trial=False)
     return engine
 
 
@@ -148,7 +146,7 @@ def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
     for event in engine.events([1, 2, 3, 4, 5], params, timeline=timeline):
         made += event.tokens
         if len(made) == 7:
-            tuner.stretch = Stretch(tuner.arms[tuner.arms.index(Arm("sps", 3))], 10**6)
+            tuner.stretch = Stretch(Arm("sps", 3), 10**6)
     plain = Engine(engine.target, policy="ar", verify="coupled")
     assert made == plain.generate([1, 2, 3, 4, 5], params).tokens
     (late,) = (span for span in timeline.spans if (span.lane, span.work) == (DRAFT, "prefill"))
