@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from ops.row_cases import f32, i64, logits_of, make_rng, run_on, same_bits
+from ops.row_cases import f32, i32, i64, logits_of, make_rng, run_on, same_bits
 from ops.verify_cases import random_chain, random_tree
 
 from specbranch import ops
@@ -43,6 +43,10 @@ def test_verify(backend: str, distance: str, draw: str) -> None:
     """56,000 rows in all."""
     rng, _ = make_rng()
     case = random_chain(rng, 2000, 3, int(rng.integers(33, 200)), 3, "plain", distance)
+    # Some rows accept everything and find a branch, whatever the logits are.
+    case["draft_logits"][::4] = case["target_logits"][::4, :3]
+    last = case["target_logits"][torch.arange(2000), case["chain_length"].long()]
+    case["branch_tokens"][::2, 0] = i32(last[::2].argmax(-1))
     temperature, seed, position = (case[x] for x in ("temperature", "seed", "position"))
     for i in range(3):
         drawn = ops.sample(
@@ -51,7 +55,7 @@ def test_verify(backend: str, distance: str, draw: str) -> None:
         case["draft_tokens"][:, i] = drawn.token
     wanted = ops.verify(**case, draw=draw)
     counts = np.bincount(np.asarray(wanted.num_accepted), minlength=4)
-    assert (counts > 0).all() and int((torch.as_tensor(wanted.survivor) >= 0).sum()) > 0
+    assert (counts > 50).all() and int((torch.as_tensor(wanted.survivor) >= 0).sum()) > 50
     assert same_bits(run_on(backend, ops.verify, **case, draw=draw), wanted)
 
 

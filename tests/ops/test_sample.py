@@ -95,16 +95,16 @@ def test_checker_sees_a_wrong_token() -> None:
 @pytest.mark.parametrize("draw", ["inverse_cdf", "gumbel"])
 def test_distribution(draw: str) -> None:
     rng, _ = make_rng()
-    count, logits = 100_000, f32(rng.standard_normal(7) * 1.5)
-    logits[2] = -np.inf
+    # The order is fresh, the values are not: the power below must not hang on luck.
+    count, logits = 100_000, f32(rng.permutation([-2.0, -1.0, 0.0, 0.5, 1.0, 2.0, -np.inf]))
     start = int(rng.integers(2**60))
     seeds = torch.arange(start, start + count)
     got = ops.sample(logits.expand(count, 7), 0.8, seeds, 3, draw=draw)
     exact_p = oracle.distribution(logits.numpy(), float(np.float32(0.8)))
     counts = np.bincount(got.token.numpy(), minlength=7)
     assert chi_square(counts, exact_p).p_value > 1e-6
-    # The power of this test: temperature 0.82 instead of 0.8 is seen.
-    wrong = rng.multinomial(count * 4, oracle.distribution(logits.numpy(), 0.82))
+    # The power of this test: temperature 0.85 instead of 0.8 is seen.
+    wrong = rng.multinomial(count, oracle.distribution(logits.numpy(), 0.85))
     assert chi_square(wrong, exact_p).p_value < 1e-6
 
 
