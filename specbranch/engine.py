@@ -109,7 +109,7 @@ class Engine:
             check_int("threads", threads, 1)
         self._serial = SerialLanes(threads)
         self.lanes: Lanes = lanes or self._default_lanes(threads, method.overlaps)
-        self._uses_threads = method.overlaps and not isinstance(self.lanes, SerialLanes)
+        self._threads: int = getattr(self.lanes, "threads", 0)  # of a round in all; 0: all cores
         if isinstance(method, LearningPolicy):
             self._begin(method, draft_stage)
         self._pool = self._new_pool(rounds, draft_sms)
@@ -326,12 +326,9 @@ class Engine:
             self.last_batch = batch.report()
 
     def _step(self, work: Callable[[], Done]) -> Done:
-        """One round at a time, whoever asks; without overlap it gets all the cores."""
-        with self._round_lock:
-            if self._uses_threads:
-                return work()
-            with ops.limit_threads(self._serial.threads):
-                return work()
+        """One round at a time, whoever asks."""
+        with self._round_lock, ops.limit_threads(self._threads):
+            return work()
 
     # ------------------------------------------------------------------ opening a request
     def _open(

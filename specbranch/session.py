@@ -510,7 +510,7 @@ class Session:
         # The last committed token is not in the target's cache yet.
         self.target.commit([0, *(node + 1 for node in nodes)][: accepted + len(own)])
         valid = self.length + accepted
-        if self._draft is not None and own and verdict.survivor < 0:
+        if self._draft is not None and own and verdict.survivor < 0 and not plain:
             self.draft.rollback(min(self.draft.length, valid))
         if plain:
             last = "plain"

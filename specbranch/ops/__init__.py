@@ -4,8 +4,6 @@ Outputs are torch tensors where the first input is one, else NumPy arrays; every
 tensor takes `out=` and then allocates nothing. Sums are float32 or wider whatever the input dtype.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from specbranch import _C
 from specbranch.ops._common import Backend
@@ -89,19 +87,26 @@ __all__ = [
 ]
 
 
-@contextmanager
-def limit_threads(count: int) -> Iterator[None]:
+class limit_threads:
     """Inside, CPU ops called from this very thread use at most ``count`` threads; 0: all cores.
 
     Torch's own setting is another: it is the whole process's, and the ops do not look at it.
     """
-    if not isinstance(count, int) or count < 0:
-        raise ValueError(f"count was {count!r}, must be an integer >= 0")
-    before = _C.limit_threads(count)
-    try:
-        yield
-    finally:
-        _C.limit_threads(before)
+
+    # Not a generator: it is entered each round, with the caches full of weights, and short code is
+    # read from memory sooner.
+    __slots__ = ("_before", "_count")
+
+    def __init__(self, count: int) -> None:
+        if not isinstance(count, int) or count < 0:
+            raise ValueError(f"count was {count!r}, must be an integer >= 0")
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = _C.limit_threads(self._count)
+
+    def __exit__(self, *error: object) -> None:
+        _C.limit_threads(self._before)
 
 
 def backends() -> dict[str, bool]:

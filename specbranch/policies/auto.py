@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import time
 
-from .. import ops
 from ..lanes import Lanes
 from ..session import Committed, Session, Settings
 from ..tuning import Arm, Outcome, Tuner
@@ -41,6 +40,8 @@ class Auto:
     def __init__(self, tuner: Tuner | None = None) -> None:
         self._tuner = tuner
         self._arm = Arm("ar")
+        self._free = 0  # rounds that need no look
+        self._unseen: list[Committed] = []  # since the last look
         self._inner: Autoregressive | SpeculativeSampling | SpecBranch = Autoregressive()
 
     @property
@@ -64,6 +65,7 @@ class Auto:
 
     def renew(self) -> Auto:
         """A policy for the next request, which goes on learning where this one was."""
+        self._catch_up()
         return Auto(self._tuner)
 
     def wants_draft(self) -> bool:
@@ -72,15 +74,16 @@ class Auto:
 
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
-        stretch = self.tuner.stretch
-        if stretch.coasts and stretch.arm == self._arm:
-            committed = self._round(session)
-            stretch.add(len(committed.tokens))
-            return committed
-        return self._observed(session)
+        if not self._free:
+            return self._observed(session)
+        self._free -= 1
+        committed = self._inner.round(session)
+        self._unseen.append(committed)
+        return committed
 
     def _observed(self, session: Session) -> Committed:
         """A round by the clock, perhaps of another arm."""
+        self._catch_up()
         tuner, changing = self.tuner, 0.0
         arm = tuner.next_arm(has_chain=self._chain_length > 0)
         started = time.perf_counter()
@@ -88,11 +91,24 @@ class Auto:
             self._change(session, arm)
             changing = time.perf_counter() - started
         is_cut = session.chain_room() <= arm.gamma + self._chain_length
-        committed = self._round(session)
+        committed = self._inner.round(session)
         seconds = time.perf_counter() - started - changing
-        seen = self._outcome(committed, is_cut=is_cut)
+        seen = self._outcome(committed, None if is_cut else self._chain_length)
         tuner.observe(len(committed.tokens), seconds, seen, changing=changing)
+        self._free = tuner.stretch.free
+        if arm.k_max:  # near the end branches may be cut, and none goes by unseen
+            whole = (session.chain_room() - 2 * arm.gamma) // (arm.gamma + 1)
+            self._free = min(self._free, max(0, whole))
         return committed
+
+    def _catch_up(self) -> None:
+        """Tell the tuner what went by unseen; a chain that follows a hit is what was kept then."""
+        rounds, self._unseen = self._unseen, []
+        if not rounds:
+            return
+        kept = [*(each.num_drafted for each in rounds[1:]), None]
+        seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
+        self.tuner.coasted(self._arm, sum(len(each.tokens) for each in rounds), seen)
 
     @property
     def _chain_length(self) -> int:
@@ -111,27 +127,17 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _round(self, session: Session) -> Committed:
-        """Without overlap the arm gets all the cores, as it would by itself."""
-        cores: int | None = getattr(session.lanes, "threads", None)
-        if cores is None or self._inner.overlaps:
-            return self._inner.round(session)
-        with ops.limit_threads(cores):
-            return self._inner.round(session)
-
-    def _outcome(self, committed: Committed, *, is_cut: bool) -> Outcome:
+    def _outcome(self, committed: Committed, num_kept: int | None) -> Outcome:
         """What became of the round's chain, and whether a branch was ready behind it.
 
-        ``is_cut``: the end of the request is near, and leaves no room for whole branches.
+        ``num_kept``: of a branch that was hit, for the next chain; None: not known, or cut by the
+        end of the request, which leaves no room for whole branches.
         """
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
-        if is_cut:
+        if num_kept is None or not self._arm.k_max:
             return Outcome(num_drafted, num_accepted)
         hit = committed.origins[-1] == "branch"
-        reached = bool(self._arm.k_max) and num_accepted == num_drafted
+        reached = num_accepted == num_drafted
         return Outcome(
-            num_drafted,
-            num_accepted,
-            hit=hit if reached else None,
-            num_kept=self._chain_length if hit else None,
+            num_drafted, num_accepted, hit if reached else None, num_kept if hit else None
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
+KEEP = 0.5 ** (1 / 500)  # of the past, with each chain that is judged
 WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 
@@ -15,9 +17,10 @@ class Rate:
     def __init__(self, guess: float = FIRST_GUESS, weight: float = FIRST_WEIGHT) -> None:
         self.good, self.total = guess * weight, weight
 
-    def add(self, good: float, total: float = 1.0) -> None:
-        """``good`` successes among ``total``, of one chain."""
-        self.good, self.total = KEEP * self.good + good, KEEP * self.total + total
+    def add(self, good: float, total: float = 1.0, chains: int = 1) -> None:
+        """``good`` successes among ``total``, of so many chains."""
+        keep = KEEP**chains
+        self.good, self.total = keep * self.good + good, keep * self.total + total
 
     @property
     def value(self) -> float:
@@ -35,19 +38,20 @@ class Acceptance:
 
     def __init__(self, gamma: int, shared: Rate) -> None:
         self._shared, self._overall = shared, Rate(0.0, 0.0)
+        self._positions = np.arange(gamma)
         self._good, self._total = np.zeros(gamma), np.zeros(gamma)  # by position
         self.confident = Rate(1.0)  # positions that the draft is sure enough of to go on
         self._hits: dict[int, Rate] = {}  # by k_max
 
-    def add(self, num_drafted: int, num_accepted: int) -> None:
-        """A chain was judged."""
-        judged = min(num_drafted, num_accepted + 1)
+    def add(self, num_drafted: Sequence[int], num_accepted: Sequence[int]) -> None:
+        """Chains were judged, a few: all of them are equally old."""
+        accepted = np.array(num_accepted)
+        judged = np.minimum(num_drafted, accepted + 1)
         for rate in (self._shared, self._overall):
-            rate.add(num_accepted, judged)
-        self._good *= KEEP
-        self._total *= KEEP
-        self._good[:num_accepted] += 1.0
-        self._total[:judged] += 1.0
+            rate.add(float(accepted.sum()), float(judged.sum()), len(accepted))
+        keep = KEEP ** len(accepted)
+        self._good = keep * self._good + (accepted[:, None] > self._positions).sum(0)
+        self._total = keep * self._total + (judged[:, None] > self._positions).sum(0)
 
     def add_hit(self, k_max: int, hit: bool) -> None:
         """A branch point was reached."""

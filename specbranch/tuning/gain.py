@@ -50,17 +50,21 @@ class Gain:
         self._tokens, self._rounds = np.zeros(len(arms)), np.zeros(len(arms))
 
     # ------------------------------------------------------------------ learning
-    def observe(self, arm: Arm, seen: Outcome) -> None:
-        """A chain was judged; some of an arm's rounds will do."""
+    def observe(self, arm: Arm, seen: Sequence[Outcome]) -> None:
+        """Chains were judged; some of an arm's rounds will do."""
         if not arm.gamma:
             return
-        self._chains = KEEP * self._chains + 1.0
+        self._chains = KEEP ** len(seen) * self._chains + len(seen)
         acceptance = self._acceptance[arm.policy]
-        acceptance.add(seen.num_drafted, seen.num_accepted)
-        if seen.hit is not None:
-            acceptance.add_hit(arm.k_max, seen.hit)
-        if seen.num_kept is not None:
-            acceptance.confident.add(seen.num_kept, seen.num_kept + (seen.num_kept < arm.gamma))
+        acceptance.add([each.num_drafted for each in seen], [each.num_accepted for each in seen])
+        if not arm.k_max:
+            return
+        for each in seen:
+            if each.hit is not None:
+                acceptance.add_hit(arm.k_max, each.hit)
+            if each.num_kept is not None:
+                kept = each.num_kept
+                acceptance.confident.add(kept, kept + (kept < arm.gamma))
 
     def add(self, arm: Arm, tokens: float, rounds: int) -> None:
         """``rounds`` rounds have brought ``tokens`` together."""

@@ -30,7 +30,7 @@ TRIAL = 16  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
-SAMPLED = 4  # of so many rounds of a settled arm, one is looked at
+UNSEEN = 32  # rounds of a settled arm between two that are looked at
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 2000.0  # rounds, by about which that share is reached
@@ -57,17 +57,18 @@ class Stretch:
     changing: float = 0.0  # seconds
 
     @property
-    def coasts(self) -> bool:
-        """Whether of the next round nothing is asked but its tokens: looking costs time."""
-        is_looked_at = self.done == self.warm_up or (self.arm.gamma and not self.done % SAMPLED)
-        return not self.is_trial and not is_looked_at and self.done < self.rounds
+    def free(self) -> int:
+        """Rounds that need no look now: looking costs time."""
+        if self.is_trial or self.done <= self.warm_up:
+            return 0
+        return min(UNSEEN, max(0, self.rounds - self.done))
 
-    def add(self, tokens: int) -> None:
-        """A round has ended."""
-        self.done += 1
+    def add(self, tokens: int, rounds: int = 1) -> None:
+        """Rounds have ended, either all of the warm-up or all behind it."""
+        self.done += rounds
         if self.done > self.warm_up:
             self.tokens += tokens
-            self.counted += 1
+            self.counted += rounds
 
     @property
     def a_round(self) -> float:
@@ -123,9 +124,15 @@ class Tuner:
         stretch = self.stretch
         stretch.add(tokens)
         stretch.changing += changing
-        self._gain.observe(stretch.arm, seen)
+        self._gain.observe(stretch.arm, [seen])
         if stretch.done > stretch.warm_up:
             stretch.seconds.append(seconds)
+
+    def coasted(self, arm: Arm, tokens: int, seen: Sequence[Outcome]) -> None:
+        """Rounds of ``arm`` have gone by that nobody looked at, with these ``tokens`` in all."""
+        self._gain.observe(arm, seen)
+        if arm == self.stretch.arm:  # else another request of this engine has gone on since
+            self.stretch.add(tokens, len(seen))
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""

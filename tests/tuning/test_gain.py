@@ -19,7 +19,7 @@ def taught(arm: Arm, world: World, rounds: int) -> tuple[Gain, float]:
     gain, tokens = Gain(arms_of(SETTINGS), SETTINGS.gamma), 0
     for _ in range(rounds):
         seen = world.round(arm)
-        gain.observe(arm, seen.outcome)
+        gain.observe(arm, [seen.outcome])
         tokens += seen.tokens
     return gain, tokens / rounds
 
@@ -71,7 +71,7 @@ def test_another_text_is_noticed() -> None:
     gain, before = taught(arm, World(alpha=0.9, speed_ratio=8), 3000)
     world = World(alpha=0.4, speed_ratio=8)
     for _ in range(1200):
-        gain.observe(arm, world.round(arm).outcome)
+        gain.observe(arm, [world.round(arm).outcome])
     wanted = 1 + 0.4 + 0.16 + 0.064
     assert before > 2 * wanted
     assert gain.predict(arm) == pytest.approx(wanted, rel=0.1)
@@ -81,7 +81,7 @@ def test_branches_that_are_cut_at_once_are_learnt() -> None:
     """After each hit nothing is kept: a chain is always empty, and a round one token."""
     gain, arm = Gain(arms_of(SETTINGS), SETTINGS.gamma), Arm("specbranch", 4, 4)
     for _ in range(2000):
-        gain.observe(arm, Outcome(0, 0, hit=True, num_kept=0))
+        gain.observe(arm, [Outcome(0, 0, hit=True, num_kept=0)])
     assert gain.predict(arm) == pytest.approx(1.0, abs=0.05)
 
 
@@ -89,7 +89,7 @@ def test_acceptance_counts_judged_tokens_only() -> None:
     """A chain of 5 that breaks at its third token says nothing of the last two."""
     acceptance = Acceptance(5, Rate())
     for _ in range(4000):
-        acceptance.add(5, 2)
+        acceptance.add([5], [2])
     survival = acceptance.survival(5)
     assert survival[:3] == pytest.approx([1.0, 1.0, 1.0], abs=0.02)
     assert survival[3] < 0.02

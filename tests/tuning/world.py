@@ -104,11 +104,12 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
         arm = tuner.next_arm(has_chain=world.chain > 0)
         changing = world.switch() if arm != last else 0.0
         last = arm
-        coasts = tuner.stretch.coasts
         seen = world.round(arm)
-        if coasts:
-            tuner.stretch.add(seen.tokens)
-        else:
-            tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
-        made += seen.tokens
+        tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
+        unseen = [world.round(arm) for _ in range(tuner.stretch.free)]
+        if unseen:
+            tuner.coasted(
+                arm, sum(each.tokens for each in unseen), [each.outcome for each in unseen]
+            )
+        made += sum(each.tokens for each in (seen, *unseen))
     return made / (world.now - started), tuner
