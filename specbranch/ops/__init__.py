@@ -4,7 +4,6 @@ Outputs are torch tensors where the first input is one, else NumPy arrays; every
 tensor takes `out=` and then allocates nothing. Sums are float32 or wider whatever the input dtype.
 """
 
-
 from specbranch import _C
 from specbranch.ops._common import Backend
 from specbranch.ops.attention import (

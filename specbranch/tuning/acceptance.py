@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-KEEP = 0.5 ** (1 / 500)  # of the past, with each chain that is judged
+KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
 WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 

@@ -11,7 +11,7 @@ from .acceptance import KEEP, Acceptance, Rate
 from .arms import Arm
 from .belief import Belief, Prior, belief, prior_covariance
 
-PRIOR = Prior(family=0.04, smooth=0.05, own=0.01)  # of what is wrong with the predictions
+PRIOR = Prior(family=0.03, smooth=0.03, own=0.01)  # of what is wrong with the predictions
 ROUND, PER_TOKEN = 0.03, 0.08  # variance of one round, over its mean squared: of any, by gamma
 
 
@@ -42,7 +42,8 @@ class Gain:
         self._arms, self._index = list(arms), {arm: idx for idx, arm in enumerate(arms)}
         shared = Rate()
         self._acceptance = {policy: Acceptance(gamma, shared) for policy in ("sps", "specbranch")}
-        self._prior = prior_covariance(arms, PRIOR)
+        drafts = np.array([arm.gamma > 0 for arm in arms])  # what others bring is known
+        self._prior = np.outer(drafts, drafts) * prior_covariance(arms, PRIOR)
         self._noise = np.array([ROUND + PER_TOKEN * arm.gamma for arm in arms])
         # An acceptance of few chains is wrong for all arms that draft, and for none that does not.
         self._hangs = np.sqrt([PER_TOKEN * arm.gamma for arm in arms])

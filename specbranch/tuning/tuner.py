@@ -26,7 +26,7 @@ from .pace import Pace, Turn, turn_of
 TURN = 12  # rounds in a sweep
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
-TRIAL = 16  # rounds of a challenger
+TRIAL = 12  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
@@ -37,7 +37,7 @@ YOUTH = 2000.0  # rounds, by about which that share is reached
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
-SWITCH = 0.2  # share of a challenger's time that changing costs, beside what is measured
+SWITCH = 0.05  # share of a challenger's time that changing costs, beside what is measured
 HALF_LIFE = 800.0  # rounds after which tokens count half: texts change
 
 

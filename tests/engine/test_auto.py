@@ -143,10 +143,10 @@ def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
     engine, timeline = settled_engine(Arm("ar")), Timeline()
     tuner, made = engine._method.tuner, []
     params = SamplingParams(max_new_tokens=40, temperature=1.0, seed=3)
+    tuner.stretch = Stretch(Arm("ar"), 7, is_trial=False)
+    tuner._plan = [Stretch(Arm("sps", 3), 10**6)]
     for event in engine.events([1, 2, 3, 4, 5], params, timeline=timeline):
         made += event.tokens
-        if len(made) == 7:
-            tuner.stretch = Stretch(Arm("sps", 3), 10**6)
     plain = Engine(engine.target, policy="ar", verify="coupled")
     assert made == plain.generate([1, 2, 3, 4, 5], params).tokens
     (late,) = (span for span in timeline.spans if (span.lane, span.work) == (DRAFT, "prefill"))
