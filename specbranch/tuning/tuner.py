@@ -35,6 +35,7 @@ PATIENCE = 16  # rounds that a change waits for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 2000.0  # rounds, by about which that share is reached
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
+SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
 SWITCH = 0.05  # share of a challenger's time that changing costs, beside what is measured
@@ -181,19 +182,29 @@ class Tuner:
 
     def _challenge(self, speed: Floats, covariance: Floats) -> list[Stretch]:
         """A challenger between two stretches of the best arm; none most of the time."""
-        if self._lost > self._allowance():
+        allowed = self._allowance()
+        if self._lost > allowed:
             return []
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
         drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
         other, best = int(drawn.argmax()), self.arms.index(self.best)
         if drawn[other] < drawn[best] + WORTH:
-            return []
+            if self._lost > SPARE * allowed:
+                return []
+            other = self._of_another_family(speed)
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
         return [
             _turn(self.best, TRIAL),
             _turn(self.arms[other], TRIAL, behind),
             _turn(self.best, TRIAL),
         ]
+
+    def _of_another_family(self, speed: Floats) -> int:
+        """The best arm of one: a belief that is wrong and sure would never be put right."""
+        families = sorted({arm.family for arm in self.arms} - {self.best.family})
+        family = families[int(self.rng.integers(len(families)))]
+        same = [idx for idx, arm in enumerate(self.arms) if arm.family == family]
+        return max(same, key=lambda idx: float(speed[idx]))
 
     def _rounds_to_choose(self, last: Stretch) -> int:
         """After so many rounds another choice costs no more than its share."""
