@@ -4,7 +4,7 @@
     python bench/auto.py --gguf MODEL.gguf --n 60 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F
 
 Several engines with that policy, each of which knows nothing at first, take turns with the fixed
-choices, prompt by prompt, in an order that rotates. Learning is included. Of a GGUF file or a
+choices, prompt by prompt, each time in another order. Learning is included. Of a GGUF file or a
 checkpoint directory the draft is its int8 copy. Tokens must be ``ar``'s, else the exit code is 1.
 """
 

