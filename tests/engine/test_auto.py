@@ -18,7 +18,8 @@ from specbranch.policies import Auto
 from specbranch.session import Settings
 from specbranch.testing.table_model import TableModel
 from specbranch.timeline import DRAFT, Timeline
-from specbranch.tuning import Arm, Tuner, arms_of
+from specbranch.tuning import Arm, Outcome, Tuner, arms_of
+from specbranch.tuning.gain import Gain
 from specbranch.tuning.tuner import SWEEPS, Stretch
 
 
@@ -151,3 +152,49 @@ def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
     assert made == plain.generate([1, 2, 3, 4, 5], params).tokens
     (late,) = (span for span in timeline.spans if (span.lane, span.work) == (DRAFT, "prefill"))
     assert late.rows == 5 + 7 - 1, "the prompt and seven tokens, but for the last of them"
+
+
+def reported(arm: Arm, unseen: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list, Stretch]:
+    """What a settled engine reports of each round of three requests, and their sum."""
+    seen: list = []
+    monkeypatch.setattr("specbranch.tuning.tuner.UNSEEN", unseen)
+    monkeypatch.setattr(Gain, "observe", lambda self, arm, outcomes: seen.extend(outcomes))
+    engine = settled_engine(arm)
+    for seed in range(3):
+        engine.generate([1, 2], SamplingParams(max_new_tokens=90, temperature=1.0, seed=seed))
+    stretch = engine._method.tuner.stretch
+    engine._method.renew()  # the last request's rounds, too
+    return seen, stretch
+
+
+ARMS = [
+    Arm("ar"), Arm("sps", 3), Arm("specbranch", 4, 2), Arm("specbranch", 4, 2, "serial"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.family} {arm.gamma}")
+def test_rounds_that_go_by_unseen_are_counted_like_others(
+    arm: Arm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    each, summed = reported(arm, 0, monkeypatch)
+    later, total = reported(arm, 16, monkeypatch)
+    assert len(summed.seconds) > 2 * len(total.seconds), "most went by unseen"
+    assert (summed.done, summed.counted, summed.tokens) == (total.done, total.counted, total.tokens)
+    assert len(each) == len(later) == summed.done
+    hits = 0
+    for one, other in zip(each, later, strict=True):
+        assert (one.num_drafted, one.num_accepted) == (other.num_drafted, other.num_accepted)
+        # Of the last round before a look it is not known what followed.
+        assert other.hit in (None, one.hit) and other.num_kept in (None, one.num_kept)
+        hits += other.num_kept is not None
+    assert (hits > 0) == bool(arm.k_max)
+
+
+def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
+    """Two requests at a time: one goes on to another arm, and the other one coasts."""
+    tuner = Tuner(Settings(gamma=4, k_max=2, verify="coupled"))
+    tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=5)
+    tuner.coasted(Arm("sps", 2), 9, [Outcome(2, 1)] * 4)
+    assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
+    tuner.coasted(Arm("sps", 3), 9, [Outcome(3, 1)] * 4)
+    assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 9, 4)
