@@ -63,10 +63,10 @@ def test_gumbel_noise_is_gumbel() -> None:
     from scipy.stats import kstest
 
     rng, _ = make_rng()
-    native = np.empty(200_000, np.float32)
+    native = np.empty(1_000_000, np.float32)
     _C.probe.gumbel_row(int(rng.integers(2**62)), 7, native)
     assert kstest(native, "gumbel_r").pvalue > 1e-6
-    assert kstest(native + 0.05, "gumbel_r").pvalue < 1e-6  # the power of this test
+    assert kstest(native + 0.02, "gumbel_r").pvalue < 1e-6  # the power of this test
 
 
 # function, reference, inputs, largest error in units in the last place

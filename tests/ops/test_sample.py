@@ -103,8 +103,8 @@ def test_distribution(draw: str) -> None:
     exact_p = oracle.distribution(logits.numpy(), float(np.float32(0.8)))
     counts = np.bincount(got.token.numpy(), minlength=7)
     assert chi_square(counts, exact_p).p_value > 1e-6
-    # The power of this test: temperature 0.85 instead of 0.8 is seen.
-    wrong = rng.multinomial(count, oracle.distribution(logits.numpy(), 0.85))
+    # The power of this test: temperature 0.82 instead of 0.8 is seen.
+    wrong = rng.multinomial(count * 4, oracle.distribution(logits.numpy(), 0.82))
     assert chi_square(wrong, exact_p).p_value < 1e-6
 
 
