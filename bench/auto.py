@@ -4,8 +4,10 @@
     python bench/auto.py --gguf MODEL.gguf --n 60 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F
 
 Several engines with that policy, each of which knows nothing at first, take turns with the fixed
-choices, prompt by prompt, each time in another order. Learning is included. Of a GGUF file or a
-checkpoint directory the draft is its int8 copy. Tokens must be ``ar``'s, else the exit code is 1.
+choices, prompt by prompt, each time in another order, and go through the prompts several times.
+Learning is included. ``ar`` takes part twice: how far these two are apart is what the clock cannot
+tell. Of a GGUF file or a checkpoint directory the draft is its int8 copy. Tokens must be ``ar``'s,
+else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -37,12 +39,14 @@ def main() -> int:
     """Run what the command line asks for."""
     args = _parser().parse_args()
     target, draft, tokenizer = _models(args.gguf)
-    prompts = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
+    once = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
+    prompts = once * args.passes
     found = []
     for temperature in args.temperatures:
         params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=temperature)
         contestants = list(_contestants(target, draft, args.fixed, args.autos))
-        found.append({"temperature": temperature} | _measured(contestants, prompts, params))
+        about = {"temperature": temperature, "passes": args.passes}
+        found.append(about | _measured(contestants, prompts, params))
         sys.stdout.write(report_auto.table(found[-1]) + "\n")
     settings = {key: val for key, val in vars(args).items() if key not in ("out", "gguf")}
     settings["prompts"] = Path(args.prompts).name
@@ -63,9 +67,9 @@ def _models(path: Path | None) -> tuple[Any, Any, Any]:
 
 def _contestants(target: Any, draft: Any, fixed: Sequence[str], autos: int) -> Iterator[Contestant]:
     """``ar`` first; all verify as ``auto`` does, so that all tokens are the same."""
-    for text in ("ar", *fixed):
+    for name, text in (("ar", "ar"), (report_auto.CONTROL, "ar"), *zip(fixed, fixed, strict=True)):
         method = parse_method(text)
-        coupled = replace(method, name=text, settings={**method.settings, "verify": "coupled"})
+        coupled = replace(method, name=name, settings={**method.settings, "verify": "coupled"})
         yield Contestant(coupled, target, draft, None, None)
     for idx in range(autos):
         named = replace(parse_method("auto"), name=f"auto {idx + 1}")
@@ -105,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperatures", type=float, nargs="+", default=[0.0])
     add("--prompts", default="humaneval", help="humaneval, or a file of prompts")
     add("--n", type=int, default=164, help="how many prompts")
+    add("--passes", type=int, default=4, help="how often they are gone through")
     add("--max-new-tokens", type=int, default=128)
     return parser
 

@@ -12,8 +12,9 @@ import report_auto
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, out: Path) -> int:
-    argv = ["auto.py", "--out", out, "--n", 2, "--max-new-tokens", 8, "--autos", 2]
-    argv += ["--fixed", "sps:gamma=2", "--temperatures", 0, 1]
+    argv = ["auto.py", "--out", out, "--n", 2, "--passes", 2]
+    argv += ["--max-new-tokens", 8, "--autos", 2, "--fixed", "sps:gamma=2"]
+    argv += ["--temperatures", 0, 1]
     monkeypatch.setattr(sys, "argv", [str(each) for each in argv])
     return auto.main()
 
@@ -25,13 +26,13 @@ def test_result_and_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert report_auto.is_ours(result)
     assert [run["temperature"] for run in result["runs"]] == [0, 1]
     for run in result["runs"]:
-        assert set(run["seconds"]) == {"ar", "sps:gamma=2", "auto 1", "auto 2"}
-        assert all(len(seconds) == 2 for seconds in run["seconds"].values())
-        assert run["tokens"] <= 16 and run["different"] == []
+        assert set(run["seconds"]) == {"ar", "ar again", "sps:gamma=2", "auto 1", "auto 2"}
+        assert all(len(seconds) == 4 for seconds in run["seconds"].values())
+        assert run["tokens"] <= 32 and run["different"] == []
         speed = run["tokens"] / sum(run["seconds"]["auto 1"])
         assert run["tokens_per_second"]["auto 1"] == pytest.approx(speed, rel=1e-3)
     text = report_auto.tables(result)
-    assert text.count("| `auto 2` |") == 2 and "2 humaneval prompts" in text
+    assert text.count("| `auto 2` |") == 2 and "2 humaneval prompts, gone through 2 times" in text
 
 
 def test_other_tokens_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -65,3 +66,22 @@ def test_fixed_choices_are_compared_with_the_fastest_of_them() -> None:
     lines = report_auto.table(run).splitlines()
     assert "| `sps` | 20.0 | 2.000 | 1.000 |" in lines
     assert "| `auto 1` | 25.0 | 2.500 | 1.250 |" in lines
+
+
+def test_every_pass_is_held_against_the_choice_that_is_best_in_all_of_them() -> None:
+    run = {
+        "temperature": 0.0,
+        "passes": 2,
+        "tokens": 100,
+        "different": [],
+        "tokens_per_second": {"ar": 10.0, "ar again": 25.0, "sps": 20.0, "auto 1": 16.0},
+        "seconds": {
+            "ar": [2.0, 2.0, 2.0, 4.0],  # the best one in the first pass
+            "ar again": [1.0, 1.0, 1.0, 1.0],  # takes no part
+            "sps": [3.0, 1.0, 0.5, 0.5],
+            "auto 1": [4.0, 1.0, 1.0, 0.25],
+        },
+    }
+    lines = report_auto.table(run).splitlines()
+    assert "| `auto 1` | 16.0 | 1.600 | 0.800 | 0.800, 0.800 |" in lines
+    assert "| `ar` | 10.0 | 1.000 | 0.500 | 1.000, 0.167 |" in lines
