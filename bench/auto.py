@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperatures", type=float, nargs="+", default=[0.0])
     add("--prompts", default="humaneval", help="humaneval, or a file of prompts")
     add("--n", type=int, default=164, help="how many prompts")
-    add("--passes", type=int, default=4, help="how often they are gone through")
+    add("--passes", type=int, default=3, help="how often they are gone through")
     add("--max-new-tokens", type=int, default=128)
     return parser
 

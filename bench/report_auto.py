@@ -62,9 +62,10 @@ def _provenance(result: Result) -> str:
     settings = result["settings"]
     return (
         f"{result['device']}, {result['cores']} cores, float32; {settings['n']} "
-        f"{settings['prompts']} prompts{_times(settings)}, at most {settings['max_new_tokens']} new tokens, prompt "
-        f"processing included; {result['draft']}. Learning is included: each `auto` knows nothing "
-        "at first. Tokens are those of `ar`, unless a line above says otherwise.\n\n"
+        f"{settings['prompts']} prompts{_times(settings)}, at most "
+        f"{settings['max_new_tokens']} new tokens, prompt processing included; "
+        f"{result['draft']}. Learning is included: each `auto` knows nothing at first. Tokens "
+        "are those of `ar`, unless a line above says otherwise.\n\n"
         f"{result['date']}, commit {commit(result)}, torch {result['versions']['torch']}: "
         f"`{result['command']}`\n\n"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
+SHIFT = 0.7  # of how much other chains say that texts have changed since this policy's own
 WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 
@@ -19,25 +21,40 @@ class Rate:
 
     def add(self, good: float, total: float = 1.0, chains: int = 1) -> None:
         """``good`` successes among ``total``, of so many chains."""
-        keep = KEEP**chains
-        self.good, self.total = keep * self.good + good, keep * self.total + total
+        self.fade(KEEP**chains)
+        self.good += good
+        self.total += total
+
+    def fade(self, keep: float) -> None:
+        """What is known counts for ``keep`` times as much from now on."""
+        self.good *= keep
+        self.total *= keep
 
     @property
     def value(self) -> float:
         """The share."""
         return self.good / self.total
 
+    @property
+    def odds(self) -> float:
+        """Logarithm of the odds; finite for all shares."""
+        return math.log((self.good + 0.5) / (self.total - self.good + 0.5))
+
 
 class Acceptance:
-    """Rates by position in the chain, and of what follows the chain.
+    """Rates by position in the chain, and of what follows the chain; of one policy.
+
+    Acceptance follows the text. While another policy runs, its chains tell how texts have changed
+    since this one's were judged; as they are not quite alike, most of that is believed, not all.
 
     Args:
         gamma: longest chain.
-        shared: acceptance of any policy's chains, a first guess for this one's.
+        shared: acceptance of any policy's chains.
     """
 
     def __init__(self, gamma: int, shared: Rate) -> None:
         self._shared, self._overall = shared, Rate(0.0, 0.0)
+        self._then = Rate(0.0, 0.0)  # mean of the shared odds when these chains were judged
         self._positions = np.arange(gamma)
         self._good, self._total = np.zeros(gamma), np.zeros(gamma)  # by position
         self.confident = Rate(1.0)  # positions that the draft is sure enough of to go on
@@ -49,9 +66,20 @@ class Acceptance:
         judged = np.minimum(num_drafted, accepted + 1)
         for rate in (self._shared, self._overall):
             rate.add(float(accepted.sum()), float(judged.sum()), len(accepted))
-        keep = KEEP ** len(accepted)
-        self._good = keep * self._good + (accepted[:, None] > self._positions).sum(0)
-        self._total = keep * self._total + (judged[:, None] > self._positions).sum(0)
+        self._then.add(len(accepted) * self._shared.odds, len(accepted), len(accepted))
+        self._fade_positions(KEEP ** len(accepted))
+        self._good += (accepted[:, None] > self._positions).sum(0)
+        self._total += (judged[:, None] > self._positions).sum(0)
+
+    def fade(self, keep: float) -> None:
+        """What is known, but not of all policies, counts for ``keep`` times as much from now on."""
+        self._overall.fade(keep)
+        self._then.fade(keep)
+        self._fade_positions(keep)
+
+    def _fade_positions(self, keep: float) -> None:
+        self._good *= keep
+        self._total *= keep
 
     def add_hit(self, k_max: int, hit: bool) -> None:
         """A branch point was reached."""
@@ -78,7 +106,9 @@ class Acceptance:
         guess = WEIGHT * self._shared.value
         mean = (overall.good + guess) / (overall.total + WEIGHT)
         rates = (self._good[:gamma] + WEIGHT * mean) / (self._total[:gamma] + WEIGHT)
-        return [1.0, *np.cumprod(rates).tolist()]
+        change = SHIFT * (self._shared.odds - self._then.value) if self._then.total else 0.0
+        odds = np.exp(change) * rates / np.maximum(1.0 - rates, 1e-9)
+        return [1.0, *np.cumprod(odds / (1.0 + odds)).tolist()]
 
     def kept(self, gamma: int) -> list[float]:
         """Chance that a chain has m tokens when confidence alone cuts it, ``m = 0 .. gamma``."""

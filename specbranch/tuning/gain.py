@@ -11,6 +11,7 @@ from .acceptance import KEEP, Acceptance, Rate
 from .arms import Arm
 from .belief import Belief, Prior, belief, prior_covariance
 
+IDLE = 0.4  # of a chain: as much older a round without one makes all that is known of chains
 PRIOR = Prior(family=0.03, smooth=0.03, own=0.01)  # of what is wrong with the predictions
 ROUND, PER_TOKEN = 0.03, 0.08  # variance of one round, over its mean squared: of any, by gamma
 
@@ -40,8 +41,10 @@ class Gain:
 
     def __init__(self, arms: Sequence[Arm], gamma: int) -> None:
         self._arms, self._index = list(arms), {arm: idx for idx, arm in enumerate(arms)}
-        shared = Rate()
-        self._acceptance = {policy: Acceptance(gamma, shared) for policy in ("sps", "specbranch")}
+        self._shared = Rate()  # acceptance, of any policy's chains
+        self._acceptance = {
+            policy: Acceptance(gamma, self._shared) for policy in ("sps", "specbranch")
+        }
         drafts = np.array([arm.gamma > 0 for arm in arms])  # what others bring is known
         self._prior = np.outer(drafts, drafts) * prior_covariance(arms, PRIOR)
         self._noise = np.array([ROUND + PER_TOKEN * arm.gamma for arm in arms])
@@ -54,6 +57,7 @@ class Gain:
     def observe(self, arm: Arm, seen: Sequence[Outcome]) -> None:
         """Chains were judged; some of an arm's rounds will do."""
         if not arm.gamma:
+            self._fade(KEEP ** (IDLE * len(seen)))
             return
         self._chains = KEEP ** len(seen) * self._chains + len(seen)
         acceptance = self._acceptance[arm.policy]
@@ -66,6 +70,13 @@ class Gain:
             if each.num_kept is not None:
                 kept = each.num_kept
                 acceptance.confident.add(kept, kept + (kept < arm.gamma))
+
+    def _fade(self, keep: float) -> None:
+        """The text goes on, and nobody sees what a draft would make of it."""
+        self._chains *= keep
+        self._shared.fade(keep)
+        for acceptance in self._acceptance.values():
+            acceptance.fade(keep)
 
     def add(self, arm: Arm, tokens: float, rounds: int) -> None:
         """``rounds`` rounds have brought ``tokens`` together."""
@@ -85,7 +96,7 @@ class Gain:
         mean = self._tokens / np.maximum(self._rounds, 1e-9)
         wrong = np.log(np.maximum(mean, 1e-9)) - predicted
         evidence = np.where(precision > 0.0, precision * wrong, 0.0)
-        unsure = np.outer(self._hangs, self._hangs) / self._chains
+        unsure = np.outer(self._hangs, self._hangs) / max(self._chains, 1.0)
         found = belief(self._prior + unsure, np.diag(precision), evidence)
         return Belief(predicted + found.mean, found.covariance)
 

@@ -11,6 +11,7 @@ from specbranch.tuning import Arm, arms_of
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
+KNOWN = 100_000  # tokens, from which a speed is known to half a percent
 WORLDS = {
     "two devices, a good draft": (World(alpha=0.8, speed_ratio=15), "specbranch"),
     "two devices, a bad draft": (World(alpha=0.45, speed_ratio=15, hit=0.3), "specbranch"),
@@ -25,11 +26,11 @@ WORLDS = {
 def test_it_finds_the_best_arm(name: str) -> None:
     """Learning included, at most 3 % behind the best arm, the mean of three runs."""
     world, policy = WORLDS[name]
-    speeds = {arm: fixed_speed(world, arm, 4000) for arm in arms_of(SETTINGS)}
+    speeds = {arm: fixed_speed(world, arm, TOKENS) for arm in arms_of(SETTINGS)}
     best = max(speeds, key=speeds.__getitem__)
     assert best.policy == policy, "the world is not what its name says"
     world.jitter = 0.1
-    known = {arm: fixed_speed(world, arm, 8000) for arm in (best, Arm("ar"))}
+    known = {arm: fixed_speed(world, arm, KNOWN) for arm in (best, Arm("ar"))}
     tuned = []
     for seed in range(3):
         world.rng = np.random.default_rng(seed)
