@@ -77,6 +77,40 @@ def test_another_text_is_noticed() -> None:
     assert gain.predict(arm) == pytest.approx(wanted, rel=0.1)
 
 
+def test_another_text_is_noticed_for_policies_that_do_not_run() -> None:
+    """``sps`` was judged on an easy text; ``specbranch`` goes on in a hard one, and back."""
+    gain, easy = taught(Arm("sps", 4), World(alpha=0.85, speed_ratio=8), 2000)
+    other = Arm("specbranch", 4, 2)
+    found = []
+    for alpha in (0.4, 0.85):
+        world = World(alpha=alpha, speed_ratio=8)
+        for _ in range(1500):
+            gain.observe(other, [world.round(other).outcome])
+        found.append(gain.predict(Arm("sps", 4)))
+    hard = sum(0.4**j for j in range(5))
+    assert found[0] < (easy + hard) / 2, (found, easy, hard)
+    assert found[1] == pytest.approx(easy, rel=0.1)
+
+
+def test_while_no_draft_runs_what_is_known_of_it_fades() -> None:
+    """Plain rounds change no prediction, but make it less sure, and a few new chains count more."""
+    arm = Arm("sps", 4)
+    few = World(alpha=0.3, speed_ratio=8, seed=1)
+    chains = [few.round(arm).outcome for _ in range(60)]
+    moved, sure = [], []
+    for plain in (0, 4000):
+        gain, _ = taught(arm, World(alpha=0.85, speed_ratio=8), 2000)
+        before = gain.predict(arm)
+        gain.observe(Arm("ar"), [Outcome(0, 0)] * plain)
+        assert gain.predict(arm) == pytest.approx(before, rel=0.1)
+        at = arms_of(SETTINGS).index(arm)
+        sure.append(gain.belief().covariance[at, at])
+        gain.observe(arm, chains)
+        moved.append(before - gain.predict(arm))
+    assert sure[1] > 3 * sure[0]
+    assert moved[1] > 2 * moved[0] > 0
+
+
 def test_branches_that_are_cut_at_once_are_learnt() -> None:
     """After each hit nothing is kept: a chain is always empty, and a round one token."""
     gain, arm = Gain(arms_of(SETTINGS), SETTINGS.gamma), Arm("specbranch", 4, 4)
@@ -94,6 +128,14 @@ def test_acceptance_counts_judged_tokens_only() -> None:
     assert survival[:3] == pytest.approx([1.0, 1.0, 1.0], abs=0.02)
     assert survival[3] < 0.02
     assert survival[4] / survival[3] == pytest.approx(2 / 3, abs=0.05)  # unseen: the mean
+
+
+@pytest.mark.parametrize("accepted", [0, 5])
+def test_chains_that_always_or_never_hold(accepted: int) -> None:
+    acceptance = Acceptance(5, Rate(0.0, 0.0))
+    for _ in range(5000):
+        acceptance.add([5], [accepted])
+    assert acceptance.survival(5)[-1] == pytest.approx(accepted / 5, abs=0.01)
 
 
 def test_an_untried_number_of_branches_gets_the_benefit_of_the_doubt() -> None:

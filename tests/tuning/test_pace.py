@@ -85,3 +85,22 @@ def test_more_is_known_of_arms_that_ran() -> None:
 def test_a_hiccup_counts_for_little() -> None:
     assert turn_of(ARMS[0], [1.0, 1.0, 1.0, 500.0]).seconds == pytest.approx(1.5)
     assert turn_of(ARMS[0], [1.0, 2.0]).seconds == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("plain", [0.5, 1.6])
+def test_plain_rounds_may_be_far_from_the_line_of_those_that_draft(plain: float) -> None:
+    """Two sweeps show that ``ar`` is twice as fast, or half as fast, as lengths let expect."""
+    errors = []
+    for seed in range(8):
+        pace, rng = Pace(ARMS), np.random.default_rng(seed)
+        for now in range(2):
+            block = []
+            for idx in rng.permutation(len(ARMS)):
+                arm, noise = ARMS[idx], float(np.exp(0.05 * rng.standard_normal()))
+                seconds = true_seconds(arm) if arm.gamma else plain
+                block.append(Turn(arm, seconds * noise))
+            pace.add(block, 12.0 * len(ARMS) * now)
+        learnt = pace.belief().mean
+        short = ARMS.index(Arm("sps", 1))
+        errors.append(learnt[0] - learnt[short] - np.log(plain / true_seconds(ARMS[short])))
+    assert abs(np.mean(errors)) < 0.15, errors
