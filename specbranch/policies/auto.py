@@ -106,8 +106,11 @@ class Auto:
         rounds, self._unseen = self._unseen, []
         if not rounds:
             return
-        kept = [*(each.num_drafted for each in rounds[1:]), None]
-        seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
+        if self._arm.gamma:
+            kept = [*(each.num_drafted for each in rounds[1:]), None]
+            seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
+        else:
+            seen = [Outcome(0, 0)] * len(rounds)
         self.tuner.coasted(self._arm, sum(len(each.tokens) for each in rounds), seen)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,8 +16,7 @@ PRIOR = Prior(family=0.03, smooth=0.03, own=0.01)  # of what is wrong with the p
 ROUND, PER_TOKEN = 0.03, 0.08  # variance of one round, over its mean squared: of any, by gamma
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one round's chain.
 
     ``hit``: whether the token at the branch point had a branch; None: the point was not reached.
