@@ -1,5 +1,9 @@
 """What forwards cost on this machine: medians of the spans of real requests.
 
+What a round takes beyond them is its ``join``, the mean of what is left: hand-over between the
+lanes, the host's own work, and that on a machine that is never still two lanes that wait for each
+other take longer than the longer one does as a rule.
+
 Several engines take turns on the prompts, with different gamma and k_max, so that each number of
 rows is met at the lengths that requests have, and a machine that slows down slows all of them.
 """
@@ -11,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,7 @@ from ..sampling_params import SamplingParams
 from ..timeline import DRAFT, TARGET, Span, Timeline
 from .costs import FREE, Costs, Hardware, Table
 
+HICCUP = 3.0  # a round counts as at most so many times what is expected of it
 FEW = 8  # numbers of rows that were met less often are left out, if others were met
 # Policy, gamma, k_max. Branches are offered where the draft is unsure, so k_max is more than meets.
 ALONE = (("ar", 1, 1), ("sps", 1, 1), ("sps", 2, 1), ("sps", 4, 1), ("sps", 8, 1),
@@ -46,8 +51,8 @@ class Samples:
     verify: Times = field(default_factory=_by_rows)
     # (rows, forwards): a stage has a price of its own besides that of its forwards.
     stages: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
-    joins: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
+    rounds: list[tuple[list[Span], float]] = field(default_factory=list)  # and their seconds
 
     def add(self, timeline: Timeline, *, parallel: bool) -> None:
         """Take the spans of one request."""
@@ -61,9 +66,8 @@ class Samples:
             else:
                 self.stages[span.rows, span.forwards].append(span.seconds)
         for each, after in _rounds(spans):
-            gap = _gap(each) if parallel else 0.0
-            self.gaps.append(gap)
-            self.joins.append(max(0.0, after - each[0].start - _length(each, gap, parallel)))
+            self.gaps.append(_gap(each) if parallel else 0.0)
+            self.rounds.append((each, after - each[0].start))
 
     def merge(self, other: Samples) -> None:
         """Take what another has."""
@@ -92,8 +96,8 @@ class Samples:
         return min(max(0.0, float(start)), min(medians.values()) / 2)
 
 
-def summed_up(by_policy: Mapping[str, Samples]) -> Costs:
-    """Medians, in milliseconds.
+def summed_up(by_policy: Mapping[str, Samples], *, parallel: bool = False) -> Costs:
+    """Medians, in milliseconds; ``parallel``: lanes overlapped.
 
     What drafting takes is each policy's own. The target is the same for all that draft; where
     nothing is drafted it finds its weights in the caches, and has a table of its own.
@@ -102,12 +106,23 @@ def summed_up(by_policy: Mapping[str, Samples]) -> Costs:
     common = Samples()
     for samples in drafting or by_policy.values():
         common.merge(samples)
-    own = {}
+    common_fields = {**_target(common), **_drafting(common)}
+    own: dict[str, dict[str, Any]] = {}
     for policy, samples in by_policy.items():
-        own[policy] = _drafting(samples) if samples.stages else _target(samples)
-        own[policy]["join"] = 1e3 * _median(samples.joins)
-        own[policy]["gap"] = 1e3 * _median(samples.gaps)
-    return Costs(**_target(common), **_drafting(common), own=own)
+        fields = _drafting(samples) if samples.stages else _target(samples)
+        fields["gap"] = 1e3 * _median(samples.gaps)
+        costs = Costs(**{**common_fields, **fields})
+        own[policy] = {**fields, "join": _left_over(samples, costs, parallel)}
+    return Costs(**common_fields, own=own)
+
+
+def _left_over(samples: Samples, costs: Costs, parallel: bool) -> float:
+    """What rounds take beyond what a replay takes for their forwards: the mean, in milliseconds."""
+    left = []
+    for spans, seconds in samples.rounds:
+        expected = _length(spans, costs, parallel)
+        left.append(min(1e3 * seconds, HICCUP * expected) - expected)
+    return max(0.0, fmean(left)) if left else 0.0
 
 
 def _target(samples: Samples) -> dict[str, Any]:
@@ -150,14 +165,17 @@ def _gap(spans: Sequence[Span]) -> float:
     return max(0.0, max(span.end for span in own) - spans[0].start - busy)
 
 
-def _length(spans: Sequence[Span], gap: float, parallel: bool) -> float:
-    """What a replay takes the round to be, without its join."""
-    lanes = {
-        lane: sum(span.seconds for span in spans if span.lane == lane and span.work != "verify")
-        for lane in (TARGET, DRAFT)
-    }
-    lanes[DRAFT] += gap
-    verify = sum(span.seconds for span in spans if span.work == "verify")
+def _length(spans: Sequence[Span], costs: Costs, parallel: bool) -> float:
+    """What a replay takes the round to be, without its join; milliseconds."""
+    verify = sum(costs.verify(span.rows) for span in spans if span.work == "verify")
+    lanes = {TARGET: 0.0, DRAFT: costs.gap}
+    for span in spans:
+        if span.lane == TARGET and span.work != "verify":
+            lanes[TARGET] += costs.target(span.rows)
+        elif span.work == "read":
+            lanes[DRAFT] += costs.read_time(span.rows)
+        elif span.lane == DRAFT:
+            lanes[DRAFT] += costs.stage + span.forwards * costs.draft(span.rows)
     return verify + (max(lanes.values()) if parallel else sum(lanes.values()))
 
 
@@ -231,7 +249,9 @@ class Measurement:
         """Medians of what was measured up to now, in milliseconds."""
         alone, together = (self._samples[kind] for kind in ("alone", "together"))
         return Hardware(
-            summed_up(alone), summed_up(together) if self.parallel else None, self.parallel
+            summed_up(alone),
+            summed_up(together, parallel=True) if self.parallel else None,
+            self.parallel,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from planning.pairs import tables
 
@@ -117,13 +118,36 @@ def test_samples_of_lanes_that_overlap() -> None:
         ]
     samples = Samples()
     samples.add(timeline, parallel=True)
-    costs = summed_up({"specbranch": samples}).of("specbranch")
+    costs = summed_up({"specbranch": samples}, parallel=True).of("specbranch")
     assert (costs.gap, costs.join) == (3000.0, 30_000.0 - (3 + 13 + 1) * 1000)
     assert costs.draft(3) == 5000.0 and costs.read_time(1) == 3000.0 and costs.stage == 0.0
     clock = Clock(Hardware(costs, costs))
     draft = costs.read_time(1) + 2 * costs.draft(3)
     clock.run(lambda: clock.spend_target(10_000.0), lambda: clock.spend_draft(draft))
     assert clock.now == 16_000.0
+
+
+def test_lanes_that_wait_for_each_other_take_longer_than_either() -> None:
+    """Both lanes take 10 as a rule, now 5, now 15: a round takes what the slower one does."""
+    rng, timeline, at = np.random.default_rng(0), Timeline(), 0.0
+    num_rounds = 400
+    for idx in range(num_rounds):
+        target, draft = rng.uniform(5.0, 15.0, 2)
+        timeline.spans += [
+            Span("target", "forward", idx, at, at + target, 1, 1),
+            Span("draft", "branches", idx, at, at + draft, 2, 1),
+        ]
+        at += max(target, draft)
+    samples = Samples()
+    samples.add(timeline, parallel=True)
+    costs = summed_up({"specbranch": samples}, parallel=True).of("specbranch")
+    clock = Clock(Hardware(costs, costs))
+    clock.run(
+        lambda: clock.spend_target(costs.target(1)), lambda: clock.spend_draft(costs.draft(2))
+    )
+    assert clock.now == pytest.approx(10_000.0, rel=0.1)
+    assert clock.now + costs.join == pytest.approx(1e3 * at / num_rounds, rel=0.01)
+    assert at / num_rounds > 11.0, "else this shows nothing"
 
 
 @pytest.mark.parametrize("parallel", [True, False])
