@@ -1,8 +1,8 @@
 """What forwards cost on this machine: medians of the spans of real requests.
 
-What a round takes beyond them is its ``join``, the mean of what is left: hand-over between the
-lanes, the host's own work, and that on a machine that is never still two lanes that wait for each
-other take longer than the longer one does as a rule.
+What a round takes beyond them is its ``join``, the mean of what is left in a request, of all
+requests the median: hand-over between the lanes, the host's own work, and that on a machine that is
+never still two lanes that wait for each other take longer than the longer one does as a rule.
 
 Several engines take turns on the prompts, with different gamma and k_max, so that each number of
 rows is met at the lengths that requests have, and a machine that slows down slows all of them.
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from ..sampling_params import SamplingParams
 from ..timeline import DRAFT, TARGET, Span, Timeline
 from .costs import FREE, Costs, Hardware, Table
 
-HICCUP = 3.0  # a round counts as at most so many times what is expected of it
 FEW = 8  # numbers of rows that were met less often are left out, if others were met
 # Policy, gamma, k_max. Branches are offered where the draft is unsure, so k_max is more than meets.
 ALONE = (("ar", 1, 1), ("sps", 1, 1), ("sps", 2, 1), ("sps", 4, 1), ("sps", 8, 1),
@@ -52,7 +51,8 @@ class Samples:
     # (rows, forwards): a stage has a price of its own besides that of its forwards.
     stages: dict[tuple[int, int], list[float]] = field(default_factory=lambda: defaultdict(list))
     gaps: list[float] = field(default_factory=list)
-    rounds: list[tuple[list[Span], float]] = field(default_factory=list)  # and their seconds
+    # By request: the spans of each round, and its seconds.
+    requests: list[list[tuple[list[Span], float]]] = field(default_factory=list)
 
     def add(self, timeline: Timeline, *, parallel: bool) -> None:
         """Take the spans of one request."""
@@ -65,9 +65,10 @@ class Samples:
                 self.read[span.rows].append(span.seconds)
             else:
                 self.stages[span.rows, span.forwards].append(span.seconds)
-        for each, after in _rounds(spans):
-            self.gaps.append(_gap(each) if parallel else 0.0)
-            self.rounds.append((each, after - each[0].start))
+        rounds = _rounds(spans)
+        self.gaps += [_gap(each) if parallel else 0.0 for each, _ in rounds]
+        if rounds:
+            self.requests.append([(each, after - each[0].start) for each, after in rounds])
 
     def merge(self, other: Samples) -> None:
         """Take what another has."""
@@ -117,12 +118,13 @@ def summed_up(by_policy: Mapping[str, Samples], *, parallel: bool = False) -> Co
 
 
 def _left_over(samples: Samples, costs: Costs, parallel: bool) -> float:
-    """What rounds take beyond what a replay takes for their forwards: the mean, in milliseconds."""
+    """What a round takes beyond what a replay takes for its forwards, in milliseconds."""
     left = []
-    for spans, seconds in samples.rounds:
-        expected = _length(spans, costs, parallel)
-        left.append(min(1e3 * seconds, HICCUP * expected) - expected)
-    return max(0.0, fmean(left)) if left else 0.0
+    for rounds in samples.requests:
+        expected = [_length(spans, costs, parallel) for spans, _ in rounds]
+        seconds = sum(seconds for _, seconds in rounds)
+        left.append((1e3 * seconds - sum(expected)) / len(rounds))
+    return max(0.0, _median(left))
 
 
 def _target(samples: Samples) -> dict[str, Any]:
