@@ -1,13 +1,15 @@
 """How far ``policy="auto"`` is behind the best fixed choice, and behind ``ar``.
 
     python bench/auto.py --temperatures 0 0.7 --out bench/results/auto.json
+    python bench/auto.py --sigma 0.25 --out bench/results/auto-worse.json
     python bench/auto.py --gguf MODEL.gguf --n 60 --autos 1 --fixed sps:gamma=4 sps:gamma=8 --out F
 
 Several engines with that policy, each of which knows nothing at first, take turns with the fixed
 choices, prompt by prompt, each time in another order, and go through the prompts several times.
 Learning is included. ``ar`` takes part twice: how far these two are apart is what the clock cannot
-tell. Of a GGUF file or a checkpoint directory the draft is its int8 copy. Tokens must be ``ar``'s,
-else the exit code is 1.
+tell. Of a GGUF file or a checkpoint directory the draft is its int8 copy; ``--sigma`` puts noise in
+the demo pair's (bench/worse_draft.py), so that drafting may not pay at all. Tokens must be
+``ar``'s, else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import machine
 import report_auto
+import worse_draft
 
 from specbranch import SamplingParams, demo_pair, load_model, load_tokenizer
 from specbranch.comparison.measure import Contestant
@@ -38,7 +41,7 @@ FIXED = ("sps:gamma=1", "sps:gamma=2", "sps:gamma=3", "sps:gamma=4", "sps:gamma=
 def main() -> int:
     """Run what the command line asks for."""
     args = _parser().parse_args()
-    target, draft, tokenizer = _models(args.gguf)
+    target, draft, tokenizer = _models(args.gguf, args.sigma)
     once = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
     prompts = once * args.passes
     found = []
@@ -52,17 +55,24 @@ def main() -> int:
     settings["prompts"] = Path(args.prompts).name
     about = machine.record("auto", "cpu") | {"settings": settings, "cores": num_cores()}
     about["load_average"] = load_average()
-    about["draft"] = "demo pair" if args.gguf is None else f"{args.gguf.stem} and its int8 copy"
+    about["draft"] = _described(args.gguf, args.sigma)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(about | {"runs": found}, indent=1) + "\n")
     return int(any(run["different"] for run in found))
 
 
-def _models(path: Path | None) -> tuple[Any, Any, Any]:
+def _models(path: Path | None, sigma: float) -> tuple[Any, Any, Any]:
     if path is None:
-        return demo_pair()
+        target, draft, tokenizer = demo_pair()
+        return target, worse_draft.noisy_draft(sigma) if sigma else draft, tokenizer
     models = (load_model(path, dtype="float32", weights=weights) for weights in ("exact", "int8"))
     return (*models, load_tokenizer(path))
+
+
+def _described(path: Path | None, sigma: float) -> str:
+    if path is not None:
+        return f"{path.stem} and its int8 copy"
+    return f"demo pair, noise of {sigma:g} sigma in the draft" if sigma else "demo pair"
 
 
 def _contestants(target: Any, draft: Any, fixed: Sequence[str], autos: int) -> Iterator[Contestant]:
@@ -103,7 +113,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="F", help="result file (JSON)")
-    add("--gguf", type=Path, metavar="PATH", help="GGUF file or checkpoint directory, not the demo")
+    models = parser.add_mutually_exclusive_group()
+    models.add_argument(
+        "--gguf", type=Path, metavar="PATH", help="GGUF file or checkpoint directory"
+    )
+    models.add_argument("--sigma", type=float, default=0.0, help="noise in the demo pair's draft")
     add("--fixed", nargs="+", default=FIXED, help="policy:setting=value,... beside ar")
     add("--autos", type=int, default=4, help="engines with policy auto")
     add("--temperatures", type=float, nargs="+", default=[0.0])

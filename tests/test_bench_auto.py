@@ -9,12 +9,15 @@ from pathlib import Path
 import auto
 import pytest
 import report_auto
+import worse_draft
+
+from specbranch.comparison.measure import Contestant
 
 
-def run_script(monkeypatch: pytest.MonkeyPatch, out: Path) -> int:
+def run_script(monkeypatch: pytest.MonkeyPatch, out: Path, *more: str) -> int:
     argv = ["auto.py", "--out", out, "--n", 2, "--passes", 2]
     argv += ["--max-new-tokens", 8, "--autos", 2, "--fixed", "sps:gamma=2"]
-    argv += ["--temperatures", 0, 1]
+    argv += ["--temperatures", 0, 1, *more]
     monkeypatch.setattr(sys, "argv", [str(each) for each in argv])
     return auto.main()
 
@@ -33,6 +36,24 @@ def test_result_and_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         assert run["tokens_per_second"]["auto 1"] == pytest.approx(speed, rel=1e-3)
     text = report_auto.tables(result)
     assert text.count("| `auto 2` |") == 2 and "2 humaneval prompts, gone through 2 times" in text
+
+
+def test_draft_with_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    noisy = [worse_draft.noisy_draft(0.5)]
+    monkeypatch.setattr(worse_draft, "noisy_draft", lambda sigma: noisy[sigma != 0.5])
+    drafts = []
+
+    def seen(*args):
+        drafts.append(args[2])
+        return Contestant(*args)
+
+    monkeypatch.setattr(auto, "Contestant", seen)
+    out = tmp_path / "auto.json"
+    assert run_script(monkeypatch, out, "--sigma", "0.5") == 0
+    assert len(drafts) == 10 and all(draft is noisy[0] for draft in drafts)
+    assert "; demo pair, noise of 0.5 sigma in the draft." in report_auto.tables(
+        json.loads(out.read_text())
+    )
 
 
 def test_other_tokens_are_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
