@@ -212,28 +212,32 @@ class Session:
         self.tokens = list(prompt)
         self.total = len(prompt) + params.max_new_tokens
         self.stats = Stats(prompt_tokens=len(prompt))
-        gamma, k_max = settings.gamma, settings.k_max
-        nodes = gamma + 1 if target_nodes is None else target_nodes
-        self._draft: DecoderState | None
+        nodes = settings.gamma + 1 if target_nodes is None else target_nodes
+        self._draft_model, self._widest = draft, settings  # a policy may go on with narrower ones
+        self._draft: DecoderState | None = None
         if states is not None:
             self.target, self._draft = states
         else:
             self.target = target.new_state(self.total, nodes)
-            self._draft = None
-            if draft is not None:
-                self._draft = draft.new_state(self.total, gamma * (k_max + 1) + 2)
         self._hidden_layers = hidden_layers
         self._hidden: torch.Tensor | None = None
         self._flip = 0
-        self._judge = Judge(params, settings, target.device, max_rows=max(nodes, gamma + 1))
-        if draft is not None and states is None:  # rounds on the device have buffers of their own
-            rows = max(k_max, gamma + 1)
-            self.draft_sampler = Sampler(params, settings.draw, rows, draft.device)
-            # Two sets: a stage writes one while the chain of the stage before lives in the other.
-            self._buffers = [
-                DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
-                for _ in range(2)
-            ]
+        rows = max(nodes, settings.gamma + 1)
+        self._judge = Judge(params, settings, target.device, max_rows=rows)
+
+    def _open_draft(self) -> None:
+        """Make the draft's state when it is first asked for: a policy that learns may never ask."""
+        draft, gamma, k_max = self._draft_model, self._widest.gamma, self._widest.k_max
+        if draft is None:
+            return
+        self._draft = draft.new_state(self.total, gamma * (k_max + 1) + 2)
+        rows = max(k_max, gamma + 1)
+        self.draft_sampler = Sampler(self.params, self._widest.draw, rows, draft.device)
+        # Two sets: a stage writes one while the chain of the stage before lives in the other.
+        self._buffers = [
+            DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
+            for _ in range(2)
+        ]
 
     def prefill(self, *, draft: bool = True) -> None:
         """Process the prompt but for its last token, both models at the same time.
@@ -242,10 +246,10 @@ class Session:
         """
         started = time.perf_counter()
         prompt = torch.tensor(self.tokens[:-1], dtype=torch.int64)
-        state = self._draft
-        if state is None or not draft:
+        if not draft or self._draft_model is None:
             self._prefill(TARGET, self.target, prompt)
         else:
+            state = self.draft
             self.lanes.run(
                 lambda: self._prefill(TARGET, self.target, prompt),
                 lambda: self._prefill(DRAFT, state, prompt),
@@ -272,13 +276,15 @@ class Session:
     @property
     def draft(self) -> DecoderState:
         """The draft's state."""
+        if self._draft is None:
+            self._open_draft()
         assert self._draft is not None, "this policy needs a draft"
         return self._draft
 
     @property
     def has_draft(self) -> bool:
         """Whether there is one."""
-        return self._draft is not None
+        return self._draft_model is not None
 
     @property
     def length(self) -> int:

@@ -10,6 +10,7 @@ stretches of the best arm, as long as what that costs stays a small share of all
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ TRIAL = 12  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
+NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
 UNSEEN = 64  # rounds of a settled arm between two that are looked at
 PATIENCE = 16  # rounds that a change waits for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
@@ -50,6 +52,7 @@ class Stretch:
     rounds: int
     behind: float = 0.0  # share of its time that it is thought to lose
     is_trial: bool = True  # whether others run beside it, to be compared with
+    promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     warm_up: int = 1  # rounds that do not count: caches hold what was used before
     done: int = 0
     tokens: int = 0
@@ -128,12 +131,24 @@ class Tuner:
         self._gain.observe(stretch.arm, [seen])
         if stretch.done > stretch.warm_up:
             stretch.seconds.append(seconds)
+        self._heed(stretch)
 
     def coasted(self, arm: Arm, tokens: int, seen: Sequence[Outcome]) -> None:
         """Rounds of ``arm`` have gone by that nobody looked at, with these ``tokens`` in all."""
         self._gain.observe(arm, seen)
         if arm == self.stretch.arm:  # else another request of this engine has gone on since
             self.stretch.add(tokens, len(seen))
+            self._heed(self.stretch)
+
+    def _heed(self, stretch: Stretch) -> None:
+        """Choose again soon where the text has changed, so that chains promise something else."""
+        if stretch.promise is None or stretch.done < SHORTEST:
+            return
+        if abs(self._promise(stretch.arm) - stretch.promise) > NEWS:
+            stretch.rounds = min(stretch.rounds, stretch.done)
+
+    def _promise(self, arm: Arm) -> float:
+        return math.log(self._gain.predict(arm))
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
@@ -165,7 +180,12 @@ class Tuner:
                 return
             self._sweeps = SWEEPS
         self._plan = self._challenge(speed, covariance) or [
-            Stretch(self.best, self._rounds_to_choose(last), is_trial=False)
+            Stretch(
+                self.best,
+                self._rounds_to_choose(last),
+                is_trial=False,
+                promise=self._promise(self.best),
+            )
         ]
 
     def _settle(self, speed: Floats) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -133,11 +135,26 @@ def settled_engine(arm: Arm) -> Engine:
 
 
 @pytest.mark.parametrize(("arm", "reads"), [(Arm("ar"), False), (Arm("sps", 3), True)])
-def test_the_draft_reads_a_prompt_where_it_is_asked(arm: Arm, reads: bool) -> None:
+def test_the_draft_reads_a_prompt_where_it_is_asked(
+    arm: Arm, reads: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     timeline, prompt = Timeline(), [1, 2, 3, 4, 5]
     params = SamplingParams(max_new_tokens=40, temperature=1.0)
-    settled_engine(arm).generate(prompt, params, timeline=timeline)
+    engine, made = settled_engine(arm), []
+    monkeypatch.setattr(engine.draft, "new_state", counted(engine.draft.new_state, made))
+    engine.generate(prompt, params, timeline=timeline)
     assert any(span.lane == DRAFT for span in timeline.spans) == reads
+    assert len(made) == reads, "nor does it get a state that nobody asks for"
+
+
+def counted(function: Callable[..., Any], calls: list) -> Callable[..., Any]:
+    """``function``, whose arguments are written down."""
+
+    def called(*args: Any) -> Any:
+        calls.append(args)
+        return function(*args)
+
+    return called
 
 
 def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
@@ -198,3 +215,17 @@ def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
     assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
     tuner.coasted(Arm("sps", 3), 9, [Outcome(3, 1)] * 4)
     assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 9, 4)
+
+
+@pytest.mark.parametrize(("accepted", "is_news"), [(3, False), (0, True)])
+def test_where_chains_promise_something_else_it_chooses_again_soon(
+    accepted: int, is_news: bool
+) -> None:
+    tuner, arm = Tuner(Settings(gamma=4, k_max=2, verify="coupled")), Arm("sps", 3)
+    for _ in range(300):
+        tuner._gain.observe(arm, [Outcome(3, 3)])
+    tuner.stretch = Stretch(arm, 10**6, is_trial=False, promise=tuner._promise(arm))
+    for _ in range(4):
+        tuner.coasted(arm, 10 * (accepted + 1), [Outcome(3, accepted)] * 10)
+    tuner._plan = [Stretch(Arm("ar"), 10)]
+    assert (tuner.next_arm() == Arm("ar")) == is_news
