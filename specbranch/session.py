@@ -225,12 +225,10 @@ class Session:
         rows = max(nodes, settings.gamma + 1)
         self._judge = Judge(params, settings, target.device, max_rows=rows)
 
-    def _open_draft(self) -> None:
-        """Make the draft's state when it is first asked for: a policy that learns may never ask."""
+    def _open_draft(self) -> DecoderState:
+        """The draft's state, when it is first asked for: a policy that learns may never ask."""
         draft, gamma, k_max = self._draft_model, self._widest.gamma, self._widest.k_max
-        if draft is None:
-            return
-        self._draft = draft.new_state(self.total, gamma * (k_max + 1) + 2)
+        assert draft is not None, "this policy needs a draft"
         rows = max(k_max, gamma + 1)
         self.draft_sampler = Sampler(self.params, self._widest.draw, rows, draft.device)
         # Two sets: a stage writes one while the chain of the stage before lives in the other.
@@ -238,6 +236,7 @@ class Session:
             DraftBuffers(gamma, k_max, draft.vocab_size, draft.dtype, draft.device)
             for _ in range(2)
         ]
+        return draft.new_state(self.total, gamma * (k_max + 1) + 2)
 
     def prefill(self, *, draft: bool = True) -> None:
         """Process the prompt but for its last token, both models at the same time.
@@ -277,8 +276,7 @@ class Session:
     def draft(self) -> DecoderState:
         """The draft's state."""
         if self._draft is None:
-            self._open_draft()
-        assert self._draft is not None, "this policy needs a draft"
+            self._draft = self._open_draft()
         return self._draft
 
     @property

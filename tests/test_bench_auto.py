@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import auto
 import pytest
@@ -41,15 +42,11 @@ def test_result_and_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_draft_with_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     noisy = [worse_draft.noisy_draft(0.5)]
     monkeypatch.setattr(worse_draft, "noisy_draft", lambda sigma: noisy[sigma != 0.5])
-    drafts = []
-
-    def seen(*args):
-        drafts.append(args[2])
-        return Contestant(*args)
-
-    monkeypatch.setattr(auto, "Contestant", seen)
+    made = Mock(wraps=Contestant)
+    monkeypatch.setattr(auto, "Contestant", made)
     out = tmp_path / "auto.json"
     assert run_script(monkeypatch, out, "--sigma", "0.5") == 0
+    drafts = [call.args[2] for call in made.call_args_list]
     assert len(drafts) == 10 and all(draft is noisy[0] for draft in drafts)
     assert "; demo pair, noise of 0.5 sigma in the draft." in report_auto.tables(
         json.loads(out.read_text())
