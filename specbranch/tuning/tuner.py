@@ -3,9 +3,10 @@
 Tokens a round are learnt from everything that was decoded (``gain.py``), seconds a round only from
 arms that take turns (``pace.py``): the machine's own speed changes more than arms differ. At first
 all take turns: one or a few of each family, then all that may still be the best one, sweep by
-sweep, until few are left. Later the best arm runs, and the others are challengers: one is drawn
-with the chance that it is the best one (Thompson, Biometrika 25, 1933), and runs between two
-stretches of the best arm, as long as what that costs stays a small share of all time.
+sweep; what is learnt in a sweep may rule out arms before their turn. Later the best arm runs, and
+the others are challengers: one is drawn with the chance that it is the best one (Thompson,
+Biometrika 25, 1933), and runs between two stretches of the best arm, as long as what that costs
+stays a small share of all time.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from .belief import Floats
 from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
-TURN = 12  # rounds in a sweep
+TURN, SHORT_TURN = 12, 4  # rounds, at most and at least
+ENOUGH = 0.03  # seconds after which a turn need not be longer
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
-TRIAL = 12  # rounds of a challenger
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
 NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
 UNSEEN = 64  # rounds of a settled arm between two that are looked at
-PATIENCE = 16  # rounds that a change waits for a chain to end by itself
+PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 2000.0  # rounds, by about which that share is reached
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
@@ -74,6 +75,10 @@ class Stretch:
             self.tokens += tokens
             self.counted += rounds
 
+    def last_for(self, rounds: int) -> None:
+        """So many rounds, of which the second half counts: the first finds other work in caches."""
+        self.rounds, self.warm_up = rounds, rounds // 2
+
     @property
     def a_round(self) -> float:
         """Seconds, 0 where none was timed."""
@@ -97,24 +102,28 @@ class Tuner:
         self._gain, self._pace = Gain(self.arms, settings.gamma), Pace(self.arms)
         self.best = self.arms[0]
         self.rounds = dict.fromkeys(self.arms, 0)
-        self._sweeps = 0
+        self._sweeps = 1  # the one that runs; the first is of landmarks
+        self._swept: set[Arm] = set()  # had a turn in it
         self._seconds = self._lost = 0.0
         self._choosing = 0.0  # seconds that the last choice took
         self._block: list[Turn] = []
-        self._plan = _sweep(_landmarks(self.arms))
+        self._plan = [_turn(arm) for arm in _landmarks(self.arms)[::-1]]  # taken from its end
         self.stretch = self._plan.pop()
 
     # ------------------------------------------------------------------ rounds
     def next_arm(self, *, has_chain: bool = False) -> Arm:
         """The arm of the next round; a change waits a little for ``has_chain`` to be over."""
         stretch = self.stretch
-        if stretch.done >= stretch.rounds + (PATIENCE if has_chain else 0):
+        patience = min(PATIENCE, stretch.rounds) if has_chain else 0
+        if stretch.done >= stretch.rounds + patience:
             self._account(stretch)
             if not self._plan:
                 started = self._clock()
                 self._choose(stretch)
                 self._choosing = self._clock() - started
             self.stretch = self._plan.pop()
+            if self.stretch.is_trial:
+                self.stretch.last_for(_rounds_of_a_turn(stretch))
         return self.stretch.arm
 
     def observe(self, tokens: int, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
@@ -167,18 +176,16 @@ class Tuner:
     def _choose(self, last: Stretch) -> None:
         """What to do next, the last part first."""
         self._pace.add(self._block, sum(self.rounds.values()))
-        self._block.clear()
+        sweeping = self._sweeps < SWEEPS
+        self._block = self._block[-1:] if sweeping else []
         speed, covariance = self.speeds()
         self._settle(speed)
-        if self._sweeps < SWEEPS:
-            self._sweeps += 1
-            plausible = self._plausible(speed, covariance)
-            if len(plausible) > 1 and self._sweeps < SWEEPS:
-                self._plan = _sweep(
-                    [plausible[idx] for idx in self.rng.permutation(len(plausible))]
-                )
+        if sweeping:
+            arm = self._next_of_sweep(speed, covariance)
+            if arm is not None:
+                self._plan = [_turn(arm)]
                 return
-            self._sweeps = SWEEPS
+            self._block = []
         self._plan = self._challenge(speed, covariance) or [
             Stretch(
                 self.best,
@@ -187,6 +194,20 @@ class Tuner:
                 promise=self._promise(self.best),
             )
         ]
+
+    def _next_of_sweep(self, speed: Floats, covariance: Floats) -> Arm | None:
+        """One of the arms that may be the best one by now; None: the sweeps are over."""
+        plausible = self._plausible(speed, covariance)
+        while len(plausible) > 1 and self._sweeps < SWEEPS:
+            left = [arm for arm in plausible if arm not in self._swept]
+            if left:
+                arm = left[int(self.rng.integers(len(left)))]
+                self._swept.add(arm)
+                return arm
+            self._sweeps += 1
+            self._swept.clear()
+        self._sweeps = SWEEPS
+        return None
 
     def _settle(self, speed: Floats) -> None:
         best = int(speed.argmax())
@@ -213,11 +234,7 @@ class Tuner:
                 return []
             other = self._of_another_family(speed)
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
-        return [
-            _turn(self.best, TRIAL),
-            _turn(self.arms[other], TRIAL, behind),
-            _turn(self.best, TRIAL),
-        ]
+        return [_turn(self.best), _turn(self.arms[other], behind), _turn(self.best)]
 
     def _of_another_family(self, speed: Floats) -> int:
         """The best arm of one: a belief that is wrong and sure would never be put right."""
@@ -254,10 +271,11 @@ def _landmarks(arms: Sequence[Arm]) -> list[Arm]:
     return found
 
 
-def _sweep(arms: Sequence[Arm]) -> list[Stretch]:
-    """A turn of each; the list is taken from its end."""
-    return [_turn(arm, TURN) for arm in arms[::-1]]
+def _rounds_of_a_turn(before: Stretch) -> int:
+    """Long rounds need no mean of many: what disturbs one of them is short beside it."""
+    rounds = math.ceil(ENOUGH / before.a_round) if before.a_round else TURN
+    return min(TURN, max(SHORT_TURN, rounds))
 
 
-def _turn(arm: Arm, rounds: int, behind: float = 0.0) -> Stretch:
-    return Stretch(arm, rounds, behind, warm_up=rounds // 2)
+def _turn(arm: Arm, behind: float = 0.0) -> Stretch:
+    return Stretch(arm, TURN, behind, warm_up=TURN // 2)

@@ -7,7 +7,7 @@ import pytest
 from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
-from specbranch.tuning import Arm, arms_of
+from specbranch.tuning import Arm, Outcome, Tuner, arms_of
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
@@ -48,3 +48,46 @@ def test_a_machine_that_is_busy_now_and_then_does_not_mislead_it() -> None:
         best = fixed_speed(World(**kind, jitter=0.15, phase=2000.0), Arm("sps", 2), TOKENS)
         speeds.append(tuned_speed(world, SETTINGS, TOKENS)[0] / best)
     assert np.mean(speeds) > 0.97, speeds
+
+
+@pytest.mark.parametrize(("seconds", "turn"), [(0.0005, 12), (0.004, 8), (0.05, 4)])
+def test_turns_of_long_rounds_are_short(seconds: float, turn: int) -> None:
+    """Learning costs a share of a request that does not grow with the model."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    first, second = (_rounds_of_next(tuner, seconds) for _ in range(2))
+    assert (first, second) == (12, turn), "before the first nothing is known of rounds"
+
+
+def test_a_chain_that_never_ends_puts_a_change_off_by_one_turn() -> None:
+    """A good draft hits again and again; what is dropped is less than what a bad arm loses."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    _rounds_of_next(tuner, 0.05)
+    assert _rounds_of_next(tuner, 0.05, has_chain=True) == 2 * 4
+
+
+def _rounds_of_next(tuner: Tuner, seconds: float, *, has_chain: bool = False) -> int:
+    """How many rounds the next stretch takes."""
+    arm, rounds, stretch = tuner.next_arm(has_chain=has_chain), 0, tuner.stretch
+    while tuner.stretch is stretch:
+        tuner.observe(1, seconds, Outcome(arm.gamma, 0))
+        rounds += 1
+        tuner.next_arm(has_chain=has_chain)
+    return rounds
+
+
+def test_what_a_sweep_tells_rules_out_arms_before_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    count = len(tuner.arms)
+    speed, sure = np.zeros(count), 1e-6 * np.eye(count)
+    monkeypatch.setattr(tuner, "speeds", lambda: (speed, sure))
+    while tuner.stretch.arm.draft_stage != "serial":
+        _rounds_of_next(tuner, 0.05)  # landmarks
+    _rounds_of_next(tuner, 0.05)
+    speed[3:] = -1.0  # that is what the first turn of the next sweep tells
+    turns = []
+    for _ in range(6):
+        _rounds_of_next(tuner, 0.05)
+        turns.append(tuner.arms.index(tuner.stretch.arm))
+    assert set(turns) <= {0, 1, 2}, turns
