@@ -165,7 +165,7 @@ class Tuner:
         self.rounds[stretch.arm] += stretch.done
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
-        if self._sweeps == SWEEPS:
+        if not self._sweeping:
             self._lost += stretch.behind * seconds + stretch.changing
         if stretch.counted:
             self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
@@ -176,11 +176,10 @@ class Tuner:
     def _choose(self, last: Stretch) -> None:
         """What to do next, the last part first."""
         self._pace.add(self._block, sum(self.rounds.values()))
-        sweeping = self._sweeps < SWEEPS
-        self._block = self._block[-1:] if sweeping else []
+        self._block = self._block[-1:] if self._sweeping else []
         speed, covariance = self.speeds()
         self._settle(speed)
-        if sweeping:
+        if self._sweeping:
             arm = self._next_of_sweep(speed, covariance)
             if arm is not None:
                 self._plan = [_turn(arm)]
@@ -195,10 +194,14 @@ class Tuner:
             )
         ]
 
+    @property
+    def _sweeping(self) -> bool:
+        return self._sweeps < SWEEPS
+
     def _next_of_sweep(self, speed: Floats, covariance: Floats) -> Arm | None:
         """One of the arms that may be the best one by now; None: the sweeps are over."""
         plausible = self._plausible(speed, covariance)
-        while len(plausible) > 1 and self._sweeps < SWEEPS:
+        while len(plausible) > 1 and self._sweeping:
             left = [arm for arm in plausible if arm not in self._swept]
             if left:
                 arm = left[int(self.rng.integers(len(left)))]
@@ -211,12 +214,12 @@ class Tuner:
 
     def _settle(self, speed: Floats) -> None:
         best = int(speed.argmax())
-        if speed[best] > speed[self.arms.index(self.best)] + BETTER:
+        if speed[best] > speed[self._best_index] + BETTER:
             self.best = self.arms[best]
 
     def _plausible(self, speed: Floats, covariance: Floats) -> list[Arm]:
         """Arms that may be the best one."""
-        best = self.arms.index(self.best)
+        best = self._best_index
         spread = covariance.diagonal() + covariance[best, best] - 2.0 * covariance[best]
         reach = speed - speed[best] + PLAUSIBLE * np.sqrt(np.maximum(spread, 0.0))
         return [arm for arm, far in zip(self.arms, reach, strict=True) if far >= 0.0]
@@ -228,7 +231,7 @@ class Tuner:
             return []
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
         drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
-        other, best = int(drawn.argmax()), self.arms.index(self.best)
+        other, best = int(drawn.argmax()), self._best_index
         if drawn[other] < drawn[best] + WORTH:
             if self._lost > SPARE * allowed:
                 return []
@@ -252,6 +255,10 @@ class Tuner:
         """Seconds that challengers may have lost; a larger share at first."""
         rounds = sum(self.rounds.values())
         return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
+
+    @property
+    def _best_index(self) -> int:
+        return self.arms.index(self.best)
 
     # ------------------------------------------------------------------ what is known
     def speeds(self) -> tuple[Floats, Floats]:
