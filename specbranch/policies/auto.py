@@ -90,11 +90,14 @@ class Auto:
         if arm != self._arm:
             self._change(session, arm)
             changing = time.perf_counter() - started
-        is_cut = session.chain_room() <= arm.gamma + self._chain_length
+        room = session.chain_room()
         committed = self._inner.round(session)
         seconds = time.perf_counter() - started - changing
-        seen = self._outcome(committed, None if is_cut else self._chain_length)
-        tuner.observe(len(committed.tokens), seconds, seen, changing=changing)
+        needed = arm.gamma
+        if arm.k_max:  # behind the chain a token at the branch point, and branches
+            needed += committed.num_drafted + 1
+        seen = self._outcome(committed, self._chain_length, is_cut=room < needed)
+        tuner.observe(seconds, seen, changing=changing)
         self._free = tuner.stretch.free
         if arm.k_max:  # near the end branches may be cut, and none goes by unseen
             whole = (session.chain_room() - 2 * arm.gamma) // (arm.gamma + 1)
@@ -108,10 +111,14 @@ class Auto:
             return
         if self._arm.gamma:
             kept = [*(each.num_drafted for each in rounds[1:]), None]
-            seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
+            shorter = 0 if self._arm.k_max else self._arm.gamma  # branches go by unseen when whole
+            seen = [
+                self._outcome(each, then, is_cut=each.num_drafted < shorter)
+                for each, then in zip(rounds, kept, strict=True)
+            ]
         else:
             seen = [Outcome(0, 0)] * len(rounds)
-        self.tuner.coasted(self._arm, sum(len(each.tokens) for each in rounds), seen)
+        self.tuner.coasted(self._arm, seen)
 
     @property
     def _chain_length(self) -> int:
@@ -130,15 +137,15 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _outcome(self, committed: Committed, num_kept: int | None) -> Outcome:
+    def _outcome(self, committed: Committed, num_kept: int | None, *, is_cut: bool) -> Outcome:
         """What became of the round's chain, and whether a branch was ready behind it.
 
-        ``num_kept``: of a branch that was hit, for the next chain; None: not known, or cut by the
-        end of the request, which leaves no room for whole branches.
+        ``num_kept``: of a branch that was hit, for the next chain; None: not known. ``is_cut``: by
+        the end of the request, which leaves no room for a whole chain, or whole branches.
         """
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
-        if num_kept is None or not self._arm.k_max:
-            return Outcome(num_drafted, num_accepted)
+        if is_cut or num_kept is None or not self._arm.k_max:
+            return Outcome(num_drafted, num_accepted, is_cut=is_cut)
         hit = committed.origins[-1] == "branch"
         reached = num_accepted == num_drafted
         return Outcome(

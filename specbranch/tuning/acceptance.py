@@ -9,6 +9,7 @@ import numpy as np
 
 KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
 SHIFT = 0.7  # of how much other chains say that texts have changed since this policy's own
+SUREST = 0.99  # share of successes, at most, in odds
 WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 
@@ -37,8 +38,9 @@ class Rate:
 
     @property
     def odds(self) -> float:
-        """Logarithm of the odds; finite for all shares."""
-        return math.log((self.good + 0.5) / (self.total - self.good + 0.5))
+        """Logarithm of the odds; finite for all shares, and no other for what has faded."""
+        share = min(SUREST, max(1.0 - SUREST, self.value))
+        return math.log(share / (1.0 - share))
 
 
 class Acceptance:

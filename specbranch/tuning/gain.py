@@ -21,13 +21,19 @@ class Outcome(NamedTuple):
 
     ``hit``: whether the token at the branch point had a branch; None: the point was not reached.
     ``num_kept``: how much of a branch that was hit is the next chain; None: none was. Both are None
-    where the end of the request cuts what grows.
+    where ``is_cut``: the end of the request left no room for what the arm would have drafted.
     """
 
     num_drafted: int
     num_accepted: int
     hit: bool | None = None
     num_kept: int | None = None
+    is_cut: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """That the round brought: to what is accepted the target adds one of its own."""
+        return self.num_accepted + 1
 
 
 class Gain:

@@ -26,6 +26,7 @@ from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
 TURN, SHORT_TURN = 12, 4  # rounds, at most and at least
+COUNTED = 6  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
@@ -56,6 +57,7 @@ class Stretch:
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     warm_up: int = 1  # rounds that do not count: caches hold what was used before
     done: int = 0
+    cut: int = 0  # of these, by the end of a request
     tokens: int = 0
     counted: int = 0  # rounds that brought these tokens
     seconds: list[float] = field(default_factory=list)  # of rounds that were timed
@@ -68,16 +70,35 @@ class Stretch:
             return 0
         return min(UNSEEN, max(0, self.rounds - self.done))
 
-    def add(self, tokens: int, rounds: int = 1) -> None:
-        """Rounds have ended, either all of the warm-up or all behind it."""
-        self.done += rounds
-        if self.done > self.warm_up:
-            self.tokens += tokens
-            self.counted += rounds
+    @property
+    def is_over(self) -> bool:
+        """Whether all rounds are done; of a trial others stand in for some that were cut."""
+        return self.done >= self.rounds + self.is_trial * min(self.cut, self.rounds)
+
+    def add(self, seen: Sequence[Outcome]) -> bool:
+        """Rounds have ended, all of the warm-up or all behind it; whether they count.
+
+        Those that the end of a request cut do not, nor those of a trial that only waits for a chain
+        to end: rounds with a chain are not like all others.
+        """
+        waited = self.is_trial and self.is_over
+        whole = [each for each in seen if not each.is_cut]
+        self.done += len(seen)
+        self.cut += len(seen) - len(whole)
+        if self.done <= self.warm_up or waited:
+            return False
+        self.tokens += sum(each.num_tokens for each in whole)
+        self.counted += len(whole)
+        return bool(whole)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether it may go on for a while, until a chain ends by itself."""
+        return self.done < self.rounds + min(PATIENCE, self.rounds)
 
     def last_for(self, rounds: int) -> None:
-        """So many rounds, of which the second half counts: the first finds other work in caches."""
-        self.rounds, self.warm_up = rounds, rounds // 2
+        """So many rounds, of which the last few count: the first find other work in the caches."""
+        self.rounds, self.warm_up = rounds, max(1, rounds - COUNTED)
 
     @property
     def a_round(self) -> float:
@@ -114,8 +135,7 @@ class Tuner:
     def next_arm(self, *, has_chain: bool = False) -> Arm:
         """The arm of the next round; a change waits a little for ``has_chain`` to be over."""
         stretch = self.stretch
-        patience = min(PATIENCE, stretch.rounds) if has_chain else 0
-        if stretch.done >= stretch.rounds + patience:
+        if stretch.is_over and not (has_chain and stretch.can_wait):
             self._account(stretch)
             if not self._plan:
                 started = self._clock()
@@ -126,27 +146,25 @@ class Tuner:
                 self.stretch.last_for(_rounds_of_a_turn(stretch))
         return self.stretch.arm
 
-    def observe(self, tokens: int, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
+    def observe(self, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
         """A round has ended that was looked at.
 
         Args:
-            tokens: that it brought.
             seconds: that it took, without ``changing`` to its arm from another one.
             seen: what became of its chain.
         """
         stretch = self.stretch
-        stretch.add(tokens)
         stretch.changing += changing
         self._gain.observe(stretch.arm, [seen])
-        if stretch.done > stretch.warm_up:
+        if stretch.add([seen]):
             stretch.seconds.append(seconds)
         self._heed(stretch)
 
-    def coasted(self, arm: Arm, tokens: int, seen: Sequence[Outcome]) -> None:
-        """Rounds of ``arm`` have gone by that nobody looked at, with these ``tokens`` in all."""
+    def coasted(self, arm: Arm, seen: Sequence[Outcome]) -> None:
+        """Rounds of ``arm`` have gone by that nobody looked at."""
         self._gain.observe(arm, seen)
         if arm == self.stretch.arm:  # else another request of this engine has gone on since
-            self.stretch.add(tokens, len(seen))
+            self.stretch.add(seen)
             self._heed(self.stretch)
 
     def _heed(self, stretch: Stretch) -> None:
@@ -165,7 +183,7 @@ class Tuner:
         self.rounds[stretch.arm] += stretch.done
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
-        if not self._sweeping:
+        if stretch.is_trial and not self._sweeping:  # else a request began, which any arm must bear
             self._lost += stretch.behind * seconds + stretch.changing
         if stretch.counted:
             self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
@@ -285,4 +303,4 @@ def _rounds_of_a_turn(before: Stretch) -> int:
 
 
 def _turn(arm: Arm, behind: float = 0.0) -> Stretch:
-    return Stretch(arm, TURN, behind, warm_up=TURN // 2)
+    return Stretch(arm, TURN, behind, warm_up=TURN - COUNTED)

@@ -191,20 +191,22 @@ def test_rounds_that_go_by_unseen_are_counted_like_others(
     hits = 0
     for one, other in zip(each, later, strict=True):
         assert (one.num_drafted, one.num_accepted) == (other.num_drafted, other.num_accepted)
+        assert one.is_cut == other.is_cut
         # Of the last round before a look it is not known what followed.
         assert other.hit in (None, one.hit) and other.num_kept in (None, one.num_kept)
         hits += other.num_kept is not None
     assert (hits > 0) == bool(arm.k_max)
+    assert any(one.is_cut for one in each) == bool(arm.gamma)
 
 
 def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
     """Two requests at a time: one goes on to another arm, and the other one coasts."""
     tuner = Tuner(Settings(gamma=4, k_max=2, verify="coupled"))
     tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=5)
-    tuner.coasted(Arm("sps", 2), 9, [Outcome(2, 1)] * 4)
+    tuner.coasted(Arm("sps", 2), [Outcome(2, 1)] * 4)
     assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
-    tuner.coasted(Arm("sps", 3), 9, [Outcome(3, 1)] * 4)
-    assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 9, 4)
+    tuner.coasted(Arm("sps", 3), [Outcome(3, 1)] * 4)
+    assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 8, 4)
 
 
 @pytest.mark.parametrize(("accepted", "is_news"), [(3, False), (0, True)])
@@ -216,6 +218,6 @@ def test_where_chains_promise_something_else_it_chooses_again_soon(
         tuner._gain.observe(arm, [Outcome(3, 3)])
     tuner.stretch = Stretch(arm, 10**6, is_trial=False, promise=tuner._promise(arm))
     for _ in range(4):
-        tuner.coasted(arm, 10 * (accepted + 1), [Outcome(3, accepted)] * 10)
+        tuner.coasted(arm, [Outcome(3, accepted)] * 10)
     tuner._plan = [Stretch(Arm("ar"), 10)]
     assert (tuner.next_arm() == Arm("ar")) == is_news

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tuning.world import World, fixed_speed, tuned_speed
@@ -22,10 +24,12 @@ WORLDS = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("unit", [1e-4, 1e-2], ids=["short rounds", "long rounds"])
 @pytest.mark.parametrize("name", WORLDS)
-def test_it_finds_the_best_arm(name: str) -> None:
+def test_it_finds_the_best_arm(name: str, unit: float) -> None:
     """Learning included, at most 3 % behind the best arm, the mean of three runs."""
     world, policy = WORLDS[name]
+    world = replace(world, unit=unit)
     speeds = {arm: fixed_speed(world, arm, TOKENS) for arm in arms_of(SETTINGS)}
     best = max(speeds, key=speeds.__getitem__)
     assert best.policy == policy, "the world is not what its name says"
@@ -65,11 +69,47 @@ def test_a_chain_that_never_ends_puts_a_change_off_by_one_turn() -> None:
     assert _rounds_of_next(tuner, 0.05, has_chain=True) == 2 * 4
 
 
+def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
+    """They are short and bring little; others stand in for them, as far as there are any."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    while tuner.next_arm() != Arm("sps", SETTINGS.gamma):
+        _rounds_of_next(tuner, 0.05)
+    stretch, rounds = tuner.stretch, 0
+    while tuner.stretch is stretch:
+        is_cut = rounds % 2 > 0
+        drafted = 1 if is_cut else SETTINGS.gamma
+        tuner.observe(0.01 if is_cut else 0.05, Outcome(drafted, drafted, is_cut=is_cut))
+        rounds += 1
+        tuner.next_arm()
+    assert rounds == 2 * stretch.rounds - 1, "the last one was whole"
+    assert set(stretch.seconds) == {0.05}
+    assert stretch.tokens == stretch.counted * (SETTINGS.gamma + 1) > 0
+
+
+def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    arms = set()
+    for _ in range(400):
+        arms.add(tuner.next_arm())
+        tuner.observe(0.05, Outcome(0, 0, is_cut=True))
+    assert len(arms) > 3
+
+
+def test_rounds_that_wait_for_a_chain_to_end_do_not_count_in_a_trial() -> None:
+    """They all have a chain, so they are not like the arm's others."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    _rounds_of_next(tuner, 0.05)
+    tuner.next_arm()
+    stretch = tuner.stretch
+    assert _rounds_of_next(tuner, 0.05, has_chain=True) > stretch.rounds
+    assert stretch.counted == len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
+
+
 def _rounds_of_next(tuner: Tuner, seconds: float, *, has_chain: bool = False) -> int:
     """How many rounds the next stretch takes."""
     arm, rounds, stretch = tuner.next_arm(has_chain=has_chain), 0, tuner.stretch
     while tuner.stretch is stretch:
-        tuner.observe(1, seconds, Outcome(arm.gamma, 0))
+        tuner.observe(seconds, Outcome(arm.gamma, 0))
         rounds += 1
         tuner.next_arm(has_chain=has_chain)
     return rounds

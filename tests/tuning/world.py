@@ -22,14 +22,15 @@ class Round:
 
     @property
     def tokens(self) -> int:
-        return self.outcome.num_accepted + 1
+        return self.outcome.num_tokens
 
 
 @dataclass
 class World:
     """Acceptance is i.i.d. ``alpha``; a branch point is hit with ``hit ** (1 / k)``.
 
-    ``slope``: what a further row costs, as a share of a target forward. Times in draft forwards.
+    ``slope``: what a further row costs, as a share of a target forward. ``unit``: seconds of a
+    draft forward; other times are in draft forwards.
     """
 
     alpha: float
@@ -40,6 +41,7 @@ class World:
     jitter: float = 0.0
     switching: float = 5.0
     phase: float = 0.0  # the machine is three times slower in every other stretch so long; 0: never
+    unit: float = 1.0
     seed: int = 0
     now: float = 0.0
     chain: int = -1  # drafted for the next round; -1: the pipeline is empty
@@ -71,7 +73,7 @@ class World:
             hit = bool(self.rng.random() < self.hit ** (1 / arm.k_max))
         self.chain = arm.gamma if hit else -1
         both = max(forward, growth) if self.parallel else forward + growth
-        seconds = both + steps * step
+        seconds = self.unit * (both + steps * step)
         self.now += seconds
         outcome = Outcome(chain, accepted, hit=hit, num_kept=arm.gamma if hit else None)
         return Round(seconds, outcome)
@@ -79,11 +81,12 @@ class World:
     def switch(self) -> float:
         """Another arm goes on: what was drafted is dropped, and the draft reads what it missed."""
         self.chain = -1
-        self.now += self.switching
-        return self.switching
+        seconds = self.unit * self.switching
+        self.now += seconds
+        return seconds
 
     def _noise(self) -> float:
-        slow = 3.0 if self.phase and self.now // self.phase % 2 else 1.0
+        slow = 3.0 if self.phase and self.now // (self.unit * self.phase) % 2 else 1.0
         noise = float(np.exp(self.jitter * self.rng.standard_normal())) if self.jitter else 1.0
         return slow * noise
 
@@ -105,11 +108,9 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
         changing = world.switch() if arm != last else 0.0
         last = arm
         seen = world.round(arm)
-        tuner.observe(seen.tokens, seen.seconds, seen.outcome, changing=changing)
+        tuner.observe(seen.seconds, seen.outcome, changing=changing)
         unseen = [world.round(arm) for _ in range(tuner.stretch.free)]
         if unseen:
-            tuner.coasted(
-                arm, sum(each.tokens for each in unseen), [each.outcome for each in unseen]
-            )
+            tuner.coasted(arm, [each.outcome for each in unseen])
         made += sum(each.tokens for each in (seen, *unseen))
     return made / (world.now - started), tuner
