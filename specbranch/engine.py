@@ -293,7 +293,8 @@ class Engine:
     # ------------------------------------------------------------------ the loop
     def _events(self, request: Request) -> Generator[Event, None, None]:
         self._active.append(request)
-        policy = self._new_policy()
+        with self._round_lock:  # another request's rounds may teach the same policy
+            policy = self._new_policy()
         if request.runner is not None:
             policy = DeviceRounds(request.runner)
         self.last_result = None

@@ -101,6 +101,9 @@ def read_prompts(source: str, num_prompts: int, seed: int = 0) -> list[str]:
 
 def _prompt_of(line: str, place: str) -> str:
     try:
-        return str(json.loads(line)["prompt"])
+        prompt = json.loads(line)["prompt"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place} is no JSON object with a prompt: {error}") from error
+    if not isinstance(prompt, str):
+        raise ValueError(f"{place}: prompt was {prompt!r:.40}; it must be text")
+    return prompt

@@ -111,6 +111,7 @@ def test_without_matplotlib_the_rest_is_written(capsys, monkeypatch, prompts, tm
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     argv = ["--policies", "ar", "--prompts", prompts, "--n", "1", "--max-new-tokens", "4"]
+    (tmp_path / "timeline.png").write_bytes(b"of an earlier run")
     code, _, err = run(capsys, *argv, "--out", str(tmp_path))
     assert code == 0
     assert "no pictures will be drawn, because matplotlib is not installed" in err

@@ -53,3 +53,11 @@ def test_lines_of_a_file_end_where_lines_end(tmp_path):
     lines.write_text("\n\n".join([*objects, "{}"]), encoding="utf-8")
     with pytest.raises(ValueError, match=r"p.jsonl, line 7 is no JSON object with a prompt"):
         read_prompts(str(lines), 9)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, ["a"], [{"role": "user", "content": "a"}]], ids=str)
+def test_a_prompt_that_is_no_text_is_refused(tmp_path, prompt):
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": prompt}))
+    with pytest.raises(ValueError, match=r"p.jsonl, line 2: prompt was .*; it must be text"):
+        read_prompts(str(path), 9)

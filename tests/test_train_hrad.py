@@ -14,13 +14,20 @@ from engine.featured import FeaturedTable
 from safetensors.torch import save_file
 from tiny_checkpoint import save_pair
 
-from specbranch import HRad, SamplingParams, demo_pair, demo_predictor, progress
+from specbranch import HRad, SamplingParams, demo_pair, demo_predictor, layer_skip, progress
 from specbranch.cli import EXIT_ERROR, main
-from specbranch.hrad.collect import Collection, Examples, collect_request, concatenate, label_of
+from specbranch.hrad.collect import (
+    Collection,
+    Examples,
+    _fingerprint,
+    collect_request,
+    concatenate,
+    label_of,
+)
 from specbranch.hrad.evaluate import best_threshold, by_confidence, score
 from specbranch.hrad.fit import Fit, class_weights, folded, new_mlp, raw_features
 from specbranch.hrad.settings import TrainSettings
-from specbranch.hrad.train import split, train_hrad
+from specbranch.hrad.train import report_path, split, train_hrad
 from specbranch.lanes import SerialLanes
 from specbranch.pair import DEMO_DIR
 from specbranch.predictor import HRadConfig, Keep
@@ -229,6 +236,32 @@ def test_a_work_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     other = TrainSettings(**{**SMALL.to_dict(), "temperatures": (0.0, 1.0), "gamma": 3})
     with pytest.raises(ValueError, match=r"work was .*another run \(gamma 2, now 3\)"):
         train(tmp_path / "b.safetensors", other, work)
+    names, out = ("target", "draft, int8 weights"), tmp_path / "b.safetensors"
+    with pytest.raises(ValueError, match=r"another run \(names .*now .*int8 weights"):
+        train_hrad(*table_pair(), PROMPTS, out, SMALL, names=names, work=work, threads=1)
+
+
+def test_models_that_share_an_embedding_are_told_apart() -> None:
+    target, _, _ = demo_pair()
+    assert len({_fingerprint(layer_skip(target, layers)) for layers in (1, 2)}) == 2
+    assert _fingerprint(target) == _fingerprint(demo_pair()[0])
+
+
+def test_equal_prompts_count_once(tmp_path: Path) -> None:
+    """Else one that is held out might be trained on, too."""
+    out, twice = tmp_path / "twice.safetensors", [*PROMPTS, *PROMPTS[::-1]]
+    train_hrad(*table_pair(), twice, out, SMALL, threads=1)
+    assert out.read_bytes() == train(tmp_path / "once.safetensors")
+    with pytest.raises(ValueError, match="prompts had 1 different ones"):
+        train_hrad(*table_pair(), PROMPTS[:1] * 2, out, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("out", "report"),
+    [("a.safetensors", "a.json"), ("a.json", "a.json.json"), ("a-0.5", "a-0.5.json")],
+)
+def test_the_report_never_takes_the_place_of_a_predictor(out: str, report: str) -> None:
+    assert report_path(Path("there", out)) == Path("there", report)
 
 
 def test_what_cannot_be_trained_is_refused(tmp_path: Path) -> None:
@@ -439,6 +472,7 @@ BAD = [
     (["generate", "a", "--hrad", "demo", "--policy", "sps"], "--hrad was given with --policy sps"),
     (["train-hrad"], "--prompts"),
     (["train-hrad", "--prompts", "stdlib"], "--output"),
+    (["train-hrad", "--prompts", "stdlib", "-o", "/"], "-o was '/', a directory"),
     (["train-hrad", "--prompts", "/no/file", "-o", "x"], "--prompts was '/no/file'"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--gamma", "0"], "--gamma was 0"),
     (["train-hrad", "--prompts", "stdlib", "-o", "x", "--layers", "0"], "--layers was 0"),

@@ -275,6 +275,13 @@ def check_folder(flag: str, given: Path, folder: Path) -> None:
         ) from error
 
 
+def check_output(path: Path) -> None:
+    """Refuse ``-o`` that no file can be written to: before a run, not behind it."""
+    if path.is_dir():
+        raise UsageError(f"-o was {str(path)!r}, a directory; it must be a file's name")
+    check_folder("-o", path, path.parent)
+
+
 def check_hrad(options: Options) -> None:
     """Refuse ``--hrad`` that is neither a file nor the demo's."""
     if options.hrad not in (None, DEMO) and not Path(str(options.hrad)).is_file():

@@ -13,7 +13,7 @@ from specbranch.cli.options import (
     TRAINED_ON,
     Options,
     UsageError,
-    check_folder,
+    check_output,
     model_names,
     name_flags,
 )
@@ -67,7 +67,7 @@ def _work(options: Options, own: PlanOptions) -> Work:
     from specbranch.prompts import read_prompts
 
     if options.output is not None:
-        _check_output(options.output)
+        check_output(options.output)
     try:
         texts = read_prompts(options.prompts, own.n, options.sampling.seed)
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -75,12 +75,6 @@ def _work(options: Options, own: PlanOptions) -> Work:
     target, draft, tokenizer = load_models(options)
     assert draft is not None, "the options name a draft with each target"
     return Work(target, draft, [tokenizer.encode(text) for text in texts])
-
-
-def _check_output(path: Path) -> None:
-    if path.is_dir():
-        raise UsageError(f"-o was {str(path)!r}, a directory; it must be a file's name")
-    check_folder("-o", path, path.parent)
 
 
 # ------------------------------------------------------------------------------ traces
@@ -132,6 +126,8 @@ def _given_hardware(own: PlanOptions) -> Hardware:
             parse_table(str(own.target_time), "--target-ms"),
             parse_table(str(own.draft_time), "--draft-ms"),
         )
+    if costs.target(1) <= 0.0:
+        raise ValueError(f"--target-ms was {own.target_time!r}; a forward must take more than 0")
     return Hardware(replace(costs, join=own.join, stage=own.stage), parallel=own.parallel)
 
 

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from specbranch.cli.generate import load_models
-from specbranch.cli.options import Options, UsageError, name_flags
-
-DEMO_NAMES = ("demo/target", "demo/draft")
+from specbranch.cli.options import Options, UsageError, check_output, model_names, name_flags
 
 
 def train_hrad(options: Options) -> int:
@@ -17,12 +15,10 @@ def train_hrad(options: Options) -> int:
     from specbranch.hrad.train import train_hrad
 
     assert options.output is not None, "the parser asks for it"
+    check_output(options.output)
     target, draft, tokenizer = load_models(options)
     assert draft is not None, "the options name both models or none"
     prompts = _read(options)
-    names = DEMO_NAMES
-    if options.target is not None and options.draft is not None:
-        names = (options.target.resolve().name, options.draft.resolve().name)
     settings = replace(options.training, n=max(2, len(prompts)))
     try:
         trained = train_hrad(
@@ -31,7 +27,7 @@ def train_hrad(options: Options) -> int:
             [tokenizer.encode(text) for text in prompts],
             options.output,
             settings,
-            names=names,
+            names=model_names(options),
             work=options.work,
             threads=options.threads,
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import write_safely
 from .methods import Method
-from .plots import can_draw, draw_all
+from .plots import PICTURES, can_draw, draw_all
 from .result import Comparison
 from .table import as_markdown
 
@@ -19,16 +21,26 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all that can be written into ``folder``; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     json_file, csv_file, markdown = (folder / f"bench.{kind}" for kind in ("json", "csv", "md"))
-    json_file.write_text(as_json(comparison), encoding="utf-8")
-    with csv_file.open("w", encoding="utf-8", newline="") as file:
-        found = list(csv_rows(comparison))
-        writer = csv.DictWriter(file, list(found[0]))
-        writer.writeheader()
-        writer.writerows(found)
+    _write(json_file, as_json(comparison))
+    _write(csv_file, _as_csv(list(csv_rows(comparison))))
+    for name in PICTURES:  # an earlier run's would pass for this one's
+        (folder / f"{name}.png").unlink(missing_ok=True)
     pictures = draw_all(comparison, folder) if can_draw() else []
     shown = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
-    markdown.write_text(as_markdown(comparison) + shown, encoding="utf-8")
+    _write(markdown, as_markdown(comparison) + shown)
     return [json_file, csv_file, markdown, *pictures]
+
+
+def _write(path: Path, text: str) -> None:
+    write_safely(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+
+
+def _as_csv(rows: list[dict[str, Any]]) -> str:
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return file.getvalue()
 
 
 def as_json(comparison: Comparison) -> str:

@@ -31,6 +31,7 @@ HRAD_COLOUR = "#7a0f1c"
 MARKERS = "osD^vP*X<>"
 FEW = 20  # judged tokens below which a share is only a hint
 DPI = 150
+PICTURES = ("speedup", "rollback", "acceptance_by_position", "accepted_length", "timeline")
 LONG_NAME = 18  # characters
 
 
@@ -45,15 +46,11 @@ def can_draw() -> bool:
 
 def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw every picture that there is something to draw of; the files written."""
-    makers: dict[str, Callable[[Comparison], Any]] = {
-        "speedup": speedup_figure,
-        "rollback": rollback_figure,
-        "acceptance_by_position": acceptance_figure,
-        "accepted_length": length_figure,
-        "timeline": timeline_figure,
-    }
+    makers: tuple[Callable[[Comparison], Any], ...] = (
+        speedup_figure, rollback_figure, acceptance_figure, length_figure, timeline_figure,
+    )  # fmt: skip
     written = []
-    for name, make in makers.items():
+    for name, make in zip(PICTURES, makers, strict=True):
         figure = make(comparison)
         if figure is not None:
             written.append(folder / f"{name}.png")

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from ..files import write_safely
 from ..lanes import Lanes
 from ..models.protocol import CausalLM
-from ..predictor import Keep
+from ..predictor import Keep, num_layers_of
 from ..progress import Progress
 from ..sampling_params import SamplingParams
 from ..session import Chain, Session, Settings
@@ -110,9 +110,11 @@ class Collection:
         settings: what to generate.
         work: folder for what is finished; made if need be.
         lanes: where the models run.
+        names: of target and draft; with others an unfinished run is another one.
 
     Raises:
-        ValueError: a prompt does not fit, or ``work`` holds examples of another run.
+        ValueError: there are fewer than two prompts, one does not fit, or ``work`` holds examples
+            of another run.
     """
 
     def __init__(
@@ -123,7 +125,9 @@ class Collection:
         settings: TrainSettings,
         work: Path,
         lanes: Lanes,
+        names: tuple[str, str] = ("", ""),
     ) -> None:
+        self.names = names
         self.target, self.draft, self.prompts = target, draft, prompts
         self.settings, self.work, self.lanes = settings, work, lanes
         self._check_prompts()
@@ -172,6 +176,11 @@ class Collection:
         return Examples(hidden, none, none, torch.empty(0, self.settings.gamma), none)
 
     def _check_prompts(self) -> None:
+        if len(self.prompts) < 2:
+            raise ValueError(
+                f"prompts had {len(self.prompts)} different ones; there must be at least 2, one to "
+                "train on and one to hold out"
+            )
         limit = min(self.target.max_seq_len, self.draft.max_seq_len) - self.settings.max_new_tokens
         for idx, prompt in enumerate(self.prompts):
             if not 1 <= len(prompt) <= limit:
@@ -206,16 +215,19 @@ class Collection:
         digest = hashlib.sha256(json.dumps([list(prompt) for prompt in self.prompts]).encode())
         models = {"target": self.target, "draft": self.draft}
         marks = {name: _fingerprint(model) for name, model in models.items()}
-        return self.settings.data() | {"prompts": digest.hexdigest()[:16]} | marks
+        named = {"names": list(self.names), "prompts": digest.hexdigest()[:16]}
+        return self.settings.data() | named | marks
 
 
 def _fingerprint(model: CausalLM) -> str:
-    """Tells models apart: the hash of (some of) the embedding."""
-    embedding = getattr(model, "embedding", None)
-    if not isinstance(embedding, torch.Tensor):
-        return type(model).__name__
-    some = embedding[:64].float().cpu().numpy().tobytes()
-    return hashlib.sha256(some).hexdigest()[:16]
+    """Tells models apart that share a name: a hash of some weights, of sizes and of the kind."""
+    kind = type(model).__name__, num_layers_of(model), str(getattr(model, "dtype", ""))
+    found = hashlib.sha256(repr(kind).encode())
+    for name in ("embedding", "final_norm"):
+        weight = getattr(model, name, None)
+        if isinstance(weight, torch.Tensor):
+            found.update(weight[:64].float().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _save(examples: Examples, path: Path) -> None:

@@ -46,7 +46,7 @@ def train_hrad(
 
     Args:
         target, draft: the pair.
-        prompts: token ids; those held out are chosen by the seed.
+        prompts: token ids, of which equal ones count once; those held out are chosen by the seed.
         out: the safetensors file.
         settings: defaults to ``TrainSettings()``.
         names: of target and draft, for people to read in the file.
@@ -55,15 +55,16 @@ def train_hrad(
         threads: CPU cores, all by default.
 
     Raises:
-        ValueError: the target shows no hidden states or not so many layers, a prompt does not fit,
-            or ``work`` holds another run.
+        ValueError: the target shows no hidden states or not so many layers, there are fewer than
+            two prompts, one does not fit, or ``work`` holds another run.
     """
     settings = settings or TrainSettings()
+    prompts = list(dict.fromkeys(tuple(prompt) for prompt in prompts))  # none on both sides
     config = _config(target, draft, settings, names)
     folder = work or out.with_name(out.name + ".work")
     lanes = SerialLanes(threads)
     torch.set_num_threads(lanes.threads)
-    examples = Collection(target, draft, prompts, settings, folder, lanes).run()
+    examples = Collection(target, draft, prompts, settings, folder, lanes, names).run()
     train, held_out = split(examples, len(prompts), settings)
     tensors = Fit(train, embedding_of(target), settings, folder / "fit.pt").run()
     predictor = HRad(config, tensors, target)
@@ -72,10 +73,17 @@ def train_hrad(
     write_safely(out, predictor.save)
     report = _report(settings, config, train, held_out, scores)
     text = json.dumps(report, indent=1) + "\n"
-    write_safely(out.with_suffix(".json"), lambda path: path.write_text(text, encoding="utf-8"))
+    write_safely(report_path(out), lambda path: path.write_text(text, encoding="utf-8"))
     if work is None:
         shutil.rmtree(folder)
     return Trained(predictor, report, as_text(scores, len(held_out)))
+
+
+def report_path(out: Path) -> Path:
+    """Where the figures go that belong to the predictor in ``out``."""
+    if out.suffix == ".safetensors":
+        return out.with_suffix(".json")
+    return out.with_name(out.name + ".json")
 
 
 def _config(

@@ -75,14 +75,7 @@ def record_trace(
     """
     check_int("rollout", rollout, 1, 64)
     check_same_vocabulary(target, draft)
-    if not prompt:
-        raise ValueError("prompt was empty; it must have at least one token")
-    limit = min(target.max_seq_len, draft.max_seq_len)
-    if len(prompt) + params.max_new_tokens > limit:
-        raise ValueError(
-            f"max_new_tokens was {params.max_new_tokens} after a prompt of {len(prompt)} tokens; "
-            f"together they must be at most {limit}"
-        )
+    _check_prompt(prompt, params, target, draft)
     session = Session(
         target,
         draft,
@@ -114,6 +107,8 @@ def record_traces(
     """
     if not prompts:
         raise ValueError("prompts was empty; it must have at least one")
+    for idx, prompt in enumerate(prompts):
+        _check_prompt(prompt, params, target, draft, f"prompts[{idx}]: ")
     found = []
     with Progress("record", len(prompts)) as bar:
         for idx, prompt in enumerate(prompts):
@@ -130,6 +125,24 @@ def record_traces(
     }
     about |= {"verify": verify, "hrad": predictor is not None}
     return Traces(found, replace(origin or Origin(), **about))
+
+
+def _check_prompt(
+    prompt: Sequence[int],
+    params: SamplingParams,
+    target: CausalLM,
+    draft: CausalLM,
+    where: str = "",
+) -> None:
+    """Before anything is recorded; ``where``: which prompt, for the message."""
+    if not prompt:
+        raise ValueError(f"{where}prompt was empty; it must have at least one token")
+    limit = min(target.max_seq_len, draft.max_seq_len)
+    if len(prompt) + params.max_new_tokens > limit:
+        raise ValueError(
+            f"{where}max_new_tokens was {params.max_new_tokens} after a prompt of {len(prompt)} "
+            f"tokens; together they must be at most {limit}"
+        )
 
 
 class _Recorder:

@@ -116,8 +116,8 @@ class Traces:
 
     @property
     def acceptance_rate(self) -> float:
-        """Positions whose first drafted token was accepted, over all."""
-        first = np.concatenate([trace.accepted for trace in self.requests]) > 0
+        """Positions whose first drafted token was accepted, over all up to the requests' ends."""
+        first = np.concatenate([trace.accepted[: trace.end] for trace in self.requests]) > 0
         return float(first.mean())
 
     def save(self, path: str | Path) -> None:

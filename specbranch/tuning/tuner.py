@@ -37,7 +37,7 @@ NEWS = 0.1  # change of the tokens a round that are expected of the running arm,
 UNSEEN = 64  # rounds of a settled arm between two that are looked at
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
-YOUTH = 2000.0  # rounds, by about which that share is reached
+YOUTH = 2000.0  # rounds, after which it is still about twice that share
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
 BETTER = 0.01  # what another arm must promise to be changed to
@@ -123,8 +123,8 @@ class Tuner:
         self._gain, self._pace = Gain(self.arms, settings.gamma), Pace(self.arms)
         self.best = self.arms[0]
         self.rounds = dict.fromkeys(self.arms, 0)
-        self._sweeps = 1  # the one that runs; the first is of landmarks
-        self._swept: set[Arm] = set()  # had a turn in it
+        self._sweeps = 1  # before the one that runs; the first is of landmarks
+        self._swept: set[Arm] = set()  # had a turn in the one that runs
         self._seconds = self._lost = 0.0
         self._choosing = 0.0  # seconds that the last choice took
         self._block: list[Turn] = []
@@ -163,7 +163,8 @@ class Tuner:
     def coasted(self, arm: Arm, seen: Sequence[Outcome]) -> None:
         """Rounds of ``arm`` have gone by that nobody looked at."""
         self._gain.observe(arm, seen)
-        if arm == self.stretch.arm:  # else another request of this engine has gone on since
+        # Else another request of this engine has gone on to another arm since, or to a trial.
+        if arm == self.stretch.arm and not self.stretch.is_trial:
             self.stretch.add(seen)
             self._heed(self.stretch)
 

@@ -207,6 +207,24 @@ def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
     assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
     tuner.coasted(Arm("sps", 3), [Outcome(3, 1)] * 4)
     assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 8, 4)
+    tuner.stretch = Stretch(Arm("sps", 3), 12)
+    tuner.coasted(Arm("sps", 3), [Outcome(3, 1)] * 4)
+    assert tuner.stretch.done == 0, "each round of a trial is looked at"
+
+
+def test_a_request_that_begins_waits_for_the_round_of_another_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was learnt is passed on while no round teaches it."""
+    engine, renew, locked = settled_engine(Arm("sps", 3)), Auto.renew, []
+
+    def watched(policy: Auto) -> Auto:
+        locked.append(engine._round_lock.locked())
+        return renew(policy)
+
+    monkeypatch.setattr(Auto, "renew", watched)
+    engine.generate([1, 2], SamplingParams(max_new_tokens=5))
+    assert locked == [True]
 
 
 @pytest.mark.parametrize(("accepted", "is_news"), [(3, False), (0, True)])

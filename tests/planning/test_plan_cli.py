@@ -157,6 +157,7 @@ def test_what_would_be_ignored_is_refused(
         (("--measure", "--speed-ratio", "5"), "give what forwards cost in one way"),
         (("--speed-ratio", "0"), "--speed-ratio was 0.0; it must be finite and greater than 0"),
         (("--target-ms", "1:x", "--draft-ms", "1"), "--target-ms was '1:x'; it must be one time"),
+        (("--target-ms", "0", "--draft-ms", "1"), "--target-ms was '0'; a forward must take more"),
         (("--record",), "--record needs -o FILE"),
         (("--record", "--traces", "x", "-o", "y"), "exclude each other"),
         (("--traces", "nowhere", "--speed-ratio", "5"), "--traces was 'nowhere'; it must be a"),

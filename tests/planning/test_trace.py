@@ -99,6 +99,25 @@ def test_bad_recordings(change: dict[str, object], message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("last", "message"),
+    [([], r"prompts\[2\]: prompt was empty"), ([1] * 4090, r"prompts\[2\]: max")],
+)
+def test_a_prompt_that_does_not_fit_is_found_before_any_is_recorded(
+    last: list[int], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specbranch.planning.record.record_trace", None)
+    with pytest.raises(ValueError, match=message):
+        record_traces(*tables(1), [[1, 2], [3], last], PARAMS)
+
+
+def test_acceptance_is_of_the_text_alone() -> None:
+    """What a recording follows behind the end of a request does not count."""
+    trace = iid_trace(0.5, 40)
+    ended = replace(trace, accepted=np.where(np.arange(40) < 10, 1, 0), end=10)
+    assert Traces([ended]).acceptance_rate == 1.0
+
+
+@pytest.mark.parametrize(
     ("policy", "settings", "hrad", "message"),
     [
         ("lookahead", {}, False, "'lookahead', which cannot be replayed: its window reads"),

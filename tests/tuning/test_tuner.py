@@ -130,4 +130,4 @@ def test_what_a_sweep_tells_rules_out_arms_before_their_turn(
     for _ in range(6):
         _rounds_of_next(tuner, 0.05)
         turns.append(tuner.arms.index(tuner.stretch.arm))
-    assert set(turns) <= {0, 1, 2}, turns
+    assert set(turns) == {0, 1, 2}, turns
