@@ -17,6 +17,11 @@ def write_safely(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(part, path)
 
 
+def write_text_safely(path: Path, text: str) -> None:
+    """``write_safely`` of text, in UTF-8 and with the line ends that it has."""
+    write_safely(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))
+
+
 def read_tensors(path: Path, framework: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Metadata and all tensors of a safetensors file, as ``framework``'s (``pt``, ``numpy``).
 

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..files import write_safely
+from ..files import write_text_safely
 from .methods import Method
 from .plots import PICTURES, can_draw, draw_all
 from .result import Comparison
@@ -21,18 +21,14 @@ def write(comparison: Comparison, folder: Path) -> list[Path]:
     """Write all that can be written into ``folder``; the files written."""
     folder.mkdir(parents=True, exist_ok=True)
     json_file, csv_file, markdown = (folder / f"bench.{kind}" for kind in ("json", "csv", "md"))
-    _write(json_file, as_json(comparison))
-    _write(csv_file, _as_csv(list(csv_rows(comparison))))
+    write_text_safely(json_file, as_json(comparison))
+    write_text_safely(csv_file, _as_csv(list(csv_rows(comparison))))
     for name in PICTURES:  # an earlier run's would pass for this one's
         (folder / f"{name}.png").unlink(missing_ok=True)
     pictures = draw_all(comparison, folder) if can_draw() else []
     shown = "".join(f"\n![{path.stem}]({path.name})\n" for path in pictures)
-    _write(markdown, as_markdown(comparison) + shown)
+    write_text_safely(markdown, as_markdown(comparison) + shown)
     return [json_file, csv_file, markdown, *pictures]
-
-
-def _write(path: Path, text: str) -> None:
-    write_safely(path, lambda part: part.write_text(text, encoding="utf-8", newline=""))
 
 
 def _as_csv(rows: list[dict[str, Any]]) -> str:

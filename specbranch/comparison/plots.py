@@ -31,7 +31,6 @@ HRAD_COLOUR = "#7a0f1c"
 MARKERS = "osD^vP*X<>"
 FEW = 20  # judged tokens below which a share is only a hint
 DPI = 150
-PICTURES = ("speedup", "rollback", "acceptance_by_position", "accepted_length", "timeline")
 LONG_NAME = 18  # characters
 
 
@@ -46,11 +45,8 @@ def can_draw() -> bool:
 
 def draw_all(comparison: Comparison, folder: Path) -> list[Path]:
     """Draw every picture that there is something to draw of; the files written."""
-    makers: tuple[Callable[[Comparison], Any], ...] = (
-        speedup_figure, rollback_figure, acceptance_figure, length_figure, timeline_figure,
-    )  # fmt: skip
     written = []
-    for name, make in zip(PICTURES, makers, strict=True):
+    for name, make in PICTURES.items():
         figure = make(comparison)
         if figure is not None:
             written.append(folder / f"{name}.png")
@@ -265,3 +261,14 @@ def _histogram(axes: Any, method: Method, counts: Sequence[int], colour: str) ->
     axes.axvline(mean, color="#222222", linestyle="--", linewidth=1)
     axes.set_title(f"{label_of(method)}: {mean:.2f}", fontsize="small", color=colour)
     _tidy(axes, "y")
+
+
+# ------------------------------------------------------------------------------------------ files
+# By the name of its file; a figure is None where there is nothing to draw.
+PICTURES: dict[str, Callable[[Comparison], Any]] = {
+    "speedup": speedup_figure,
+    "rollback": rollback_figure,
+    "acceptance_by_position": acceptance_figure,
+    "accepted_length": length_figure,
+    "timeline": timeline_figure,
+}

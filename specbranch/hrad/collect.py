@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ..files import write_safely
+from ..files import write_safely, write_text_safely
 from ..lanes import Lanes
 from ..models.protocol import CausalLM
 from ..predictor import Keep, num_layers_of
@@ -196,8 +196,7 @@ class Collection:
         """Examples of other settings, prompts or models must not be mixed with ours."""
         path, ours = self.work / "run.json", self._identity()
         if not path.exists():
-            text = json.dumps(ours, indent=1) + "\n"
-            write_safely(path, lambda to: to.write_text(text, encoding="utf-8"))
+            write_text_safely(path, json.dumps(ours, indent=1) + "\n")
             return
         theirs = json.loads(path.read_text(encoding="utf-8"))
         differing = [

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..files import write_safely
+from ..files import write_safely, write_text_safely
 from ..lanes import SerialLanes
 from ..models.protocol import CausalLM, check_same_vocabulary
 from ..predictor import HRad, HRadConfig, Keep, embedding_of, num_layers_of
@@ -72,8 +72,7 @@ def train_hrad(
     out.parent.mkdir(parents=True, exist_ok=True)
     write_safely(out, predictor.save)
     report = _report(settings, config, train, held_out, scores)
-    text = json.dumps(report, indent=1) + "\n"
-    write_safely(report_path(out), lambda path: path.write_text(text, encoding="utf-8"))
+    write_text_safely(report_path(out), json.dumps(report, indent=1) + "\n")
     if work is None:
         shutil.rmtree(folder)
     return Trained(predictor, report, as_text(scores, len(held_out)))

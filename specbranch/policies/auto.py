@@ -93,10 +93,7 @@ class Auto:
         room = session.chain_room()
         committed = self._inner.round(session)
         seconds = time.perf_counter() - started - changing
-        needed = arm.gamma
-        if arm.k_max:  # behind the chain a token at the branch point, and branches
-            needed += committed.num_drafted + 1
-        seen = self._outcome(committed, self._chain_length, is_cut=room < needed)
+        seen = self._outcome(committed, self._chain_length, room)
         tuner.observe(seconds, seen, changing=changing)
         self._free = tuner.stretch.free
         if arm.k_max:  # near the end branches may be cut, and none goes by unseen
@@ -111,11 +108,7 @@ class Auto:
             return
         if self._arm.gamma:
             kept = [*(each.num_drafted for each in rounds[1:]), None]
-            shorter = 0 if self._arm.k_max else self._arm.gamma  # branches go by unseen when whole
-            seen = [
-                self._outcome(each, then, is_cut=each.num_drafted < shorter)
-                for each, then in zip(rounds, kept, strict=True)
-            ]
+            seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
         else:
             seen = [Outcome(0, 0)] * len(rounds)
         self.tuner.coasted(self._arm, seen)
@@ -137,13 +130,19 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _outcome(self, committed: Committed, num_kept: int | None, *, is_cut: bool) -> Outcome:
+    def _outcome(
+        self, committed: Committed, num_kept: int | None, room: int | None = None
+    ) -> Outcome:
         """What became of the round's chain, and whether a branch was ready behind it.
 
-        ``num_kept``: of a branch that was hit, for the next chain; None: not known. ``is_cut``: by
-        the end of the request, which leaves no room for a whole chain, or whole branches.
+        ``num_kept``: of a branch that was hit, for the next chain; None: not known. ``room``: for
+        chains, before the round; None: enough for branches, without which none goes by unseen.
         """
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
+        if self._arm.k_max:  # behind the chain come a token at the branch point, and branches
+            is_cut = room is not None and room <= num_drafted + self._arm.gamma
+        else:
+            is_cut = num_drafted < self._arm.gamma
         if is_cut or num_kept is None or not self._arm.k_max:
             return Outcome(num_drafted, num_accepted, is_cut=is_cut)
         hit = committed.origins[-1] == "branch"

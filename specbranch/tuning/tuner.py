@@ -55,13 +55,17 @@ class Stretch:
     behind: float = 0.0  # share of its time that it is thought to lose
     is_trial: bool = True  # whether others run beside it, to be compared with
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
-    warm_up: int = 1  # rounds that do not count: caches hold what was used before
     done: int = 0
     cut: int = 0  # of these, by the end of a request
     tokens: int = 0
     counted: int = 0  # rounds that brought these tokens
     seconds: list[float] = field(default_factory=list)  # of rounds that were timed
     changing: float = 0.0  # seconds
+
+    @property
+    def warm_up(self) -> int:
+        """The first rounds, which do not count: caches hold what was used before."""
+        return max(1, self.rounds - COUNTED) if self.is_trial else 1
 
     @property
     def free(self) -> int:
@@ -95,10 +99,6 @@ class Stretch:
     def can_wait(self) -> bool:
         """Whether it may go on for a while, until a chain ends by itself."""
         return self.done < self.rounds + min(PATIENCE, self.rounds)
-
-    def last_for(self, rounds: int) -> None:
-        """So many rounds, of which the last few count: the first find other work in the caches."""
-        self.rounds, self.warm_up = rounds, max(1, rounds - COUNTED)
 
     @property
     def a_round(self) -> float:
@@ -143,7 +143,7 @@ class Tuner:
                 self._choosing = self._clock() - started
             self.stretch = self._plan.pop()
             if self.stretch.is_trial:
-                self.stretch.last_for(_rounds_of_a_turn(stretch))
+                self.stretch.rounds = _rounds_of_a_turn(stretch)
         return self.stretch.arm
 
     def observe(self, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
@@ -195,15 +195,14 @@ class Tuner:
     def _choose(self, last: Stretch) -> None:
         """What to do next, the last part first."""
         self._pace.add(self._block, sum(self.rounds.values()))
-        self._block = self._block[-1:] if self._sweeping else []
         speed, covariance = self.speeds()
         self._settle(speed)
-        if self._sweeping:
-            arm = self._next_of_sweep(speed, covariance)
-            if arm is not None:
-                self._plan = [_turn(arm)]
-                return
-            self._block = []
+        arm = self._next_of_sweep(speed, covariance) if self._sweeping else None
+        if arm is not None:
+            self._block = self._block[-1:]  # the next turn follows it
+            self._plan = [_turn(arm)]
+            return
+        self._block.clear()
         self._plan = self._challenge(speed, covariance) or [
             Stretch(
                 self.best,
@@ -304,4 +303,4 @@ def _rounds_of_a_turn(before: Stretch) -> int:
 
 
 def _turn(arm: Arm, behind: float = 0.0) -> Stretch:
-    return Stretch(arm, TURN, behind, warm_up=TURN - COUNTED)
+    return Stretch(arm, TURN, behind)
