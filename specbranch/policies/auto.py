@@ -14,17 +14,30 @@ whatever was chosen and however the clock ran.
 
 from __future__ import annotations
 
+import math
 import time
+from typing import NamedTuple
 
 from ..lanes import Lanes
 from ..session import Committed, Session, Settings
-from ..tuning import Arm, Outcome, Tuner
+from ..tuning import Arm, Outcome, Stretch, Tuner
 from .ar import Autoregressive
 from .specbranch import SpecBranch
 from .sps import SpeculativeSampling
 
 # Bounds of the arms, where nothing else is asked for, and the only way to verify.
 DEFAULTS: dict[str, int | str] = {"gamma": 8, "k_max": 4, "verify": "coupled"}
+# Seconds in which the threads that read the prompt still wait for more work, and use up a core.
+BEGINNING = 0.008
+
+
+class _Round(NamedTuple):
+    """What a round committed, by the clock, and the longest chain it had room for."""
+
+    committed: Committed
+    started: float
+    ended: float
+    room: int
 
 
 class Auto:
@@ -40,8 +53,11 @@ class Auto:
     def __init__(self, tuner: Tuner | None = None) -> None:
         self._tuner = tuner
         self._arm = Arm("ar")
-        self._free = 0  # rounds that need no look
-        self._unseen: list[Committed] = []  # since the last look
+        self._stretch: Stretch | None = None  # that the rounds since the last look are part of
+        self._left = 0  # rounds to the next look
+        self._unseen: list[_Round] = []  # since the last look
+        self._changing = 0.0  # seconds, of these
+        self._began = math.inf  # by the clock
         self._inner: Autoregressive | SpeculativeSampling | SpecBranch = Autoregressive()
 
     @property
@@ -74,44 +90,41 @@ class Auto:
 
     def round(self, session: Session) -> Committed:
         """A round of the arm that is chosen for now."""
-        if not self._free:
-            return self._observed(session)
-        self._free -= 1
+        if not self._left:
+            self._look(session)
+        self._left -= 1
+        room, started = session.chain_room(), time.perf_counter()
         committed = self._inner.round(session)
-        self._unseen.append(committed)
+        self._unseen.append(_Round(committed, started, time.perf_counter(), room))
         return committed
 
-    def _observed(self, session: Session) -> Committed:
-        """A round by the clock, perhaps of another arm."""
+    def _look(self, session: Session) -> None:
+        """Tell what came of the last rounds, and go on with what is chosen then."""
+        self._began = min(self._began, time.perf_counter())
         self._catch_up()
-        tuner, changing = self.tuner, 0.0
-        arm = tuner.next_arm(has_chain=self._chain_length > 0)
-        started = time.perf_counter()
+        arm = self.tuner.next_arm(has_chain=self._chain_length > 0)
+        self._stretch = self.tuner.stretch
+        self._left = self._stretch.to_next_look
         if arm != self._arm:
+            started = time.perf_counter()
             self._change(session, arm)
-            changing = time.perf_counter() - started
-        room = session.chain_room()
-        committed = self._inner.round(session)
-        seconds = time.perf_counter() - started - changing
-        seen = self._outcome(committed, self._chain_length, room)
-        tuner.observe(seconds, seen, changing=changing)
-        self._free = tuner.stretch.free
-        if arm.k_max:  # near the end branches may be cut, and none goes by unseen
-            whole = (session.chain_room() - 2 * arm.gamma) // (arm.gamma + 1)
-            self._free = min(self._free, max(0, whole))
-        return committed
+            self._changing = time.perf_counter() - started
 
     def _catch_up(self) -> None:
-        """Tell the tuner what went by unseen; a chain that follows a hit is what was kept then."""
+        """Tell the tuner of the rounds since the last look."""
         rounds, self._unseen = self._unseen, []
-        if not rounds:
+        changing, self._changing = self._changing, 0.0
+        if self._stretch is None or not rounds:
             return
         if self._arm.gamma:
-            kept = [*(each.num_drafted for each in rounds[1:]), None]
+            # A chain that follows a hit is what was kept then.
+            kept = [*(each.committed.num_drafted for each in rounds[1:]), self._chain_length]
             seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
         else:
             seen = [Outcome(0, 0)] * len(rounds)
-        self.tuner.coasted(self._arm, seen)
+        steady = self._began + BEGINNING
+        seconds = [r.ended - r.started if r.started > steady else None for r in rounds]
+        self.tuner.observe(self._stretch, seconds, seen, changing=changing)
 
     @property
     def _chain_length(self) -> int:
@@ -130,21 +143,18 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _outcome(
-        self, committed: Committed, num_kept: int | None, room: int | None = None
-    ) -> Outcome:
-        """What became of the round's chain, and whether a branch was ready behind it.
+    def _outcome(self, done: _Round, num_kept: int) -> Outcome:
+        """What became of a round's chain, and whether a branch was ready behind it.
 
-        ``num_kept``: of a branch that was hit, for the next chain; None: not known. ``room``: for
-        chains, before the round; None: enough for branches, without which none goes by unseen.
+        ``num_kept``: of a branch that was hit, for the next chain.
         """
+        committed, arm = done.committed, self._arm
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
-        if self._arm.k_max:  # behind the chain come a token at the branch point, and branches
-            is_cut = room is not None and room <= num_drafted + self._arm.gamma
-        else:
-            is_cut = num_drafted < self._arm.gamma
-        if is_cut or num_kept is None or not self._arm.k_max:
-            return Outcome(num_drafted, num_accepted, is_cut=is_cut)
+        if not arm.k_max:
+            return Outcome(num_drafted, num_accepted, is_cut=num_drafted < arm.gamma)
+        # Behind the chain come a token at the branch point, and branches.
+        if done.room <= num_drafted + arm.gamma:
+            return Outcome(num_drafted, num_accepted, is_cut=True)
         hit = committed.origins[-1] == "branch"
         reached = num_accepted == num_drafted
         return Outcome(

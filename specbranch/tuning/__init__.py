@@ -2,6 +2,6 @@
 
 from .arms import Arm, arms_of
 from .gain import Outcome
-from .tuner import Tuner
+from .tuner import Stretch, Tuner
 
-__all__ = ["Arm", "Outcome", "Tuner", "arms_of"]
+__all__ = ["Arm", "Outcome", "Stretch", "Tuner", "arms_of"]

@@ -34,7 +34,7 @@ SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
 NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
-UNSEEN = 64  # rounds of a settled arm between two that are looked at
+LOOK = 64  # rounds, at most, after which it is told what became of them
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 2000.0  # rounds, after which it is still about twice that share
@@ -56,7 +56,7 @@ class Stretch:
     is_trial: bool = True  # whether others run beside it, to be compared with
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     done: int = 0
-    cut: int = 0  # of these, by the end of a request
+    odd: int = 0  # of these, at the beginning or the end of a request
     tokens: int = 0
     counted: int = 0  # rounds that brought these tokens
     seconds: list[float] = field(default_factory=list)  # of rounds that were timed
@@ -68,32 +68,37 @@ class Stretch:
         return max(1, self.rounds - COUNTED) if self.is_trial else 1
 
     @property
-    def free(self) -> int:
-        """Rounds that need no look now: looking costs time."""
-        if self.is_trial or self.done <= self.warm_up:
-            return 0
-        return min(UNSEEN, max(0, self.rounds - self.done))
+    def to_next_look(self) -> int:
+        """Rounds, at least one: looking costs time, and slows down the rounds that follow."""
+        return min(LOOK, max(1, self._most - self.done))
 
     @property
     def is_over(self) -> bool:
-        """Whether all rounds are done; of a trial others stand in for some that were cut."""
-        return self.done >= self.rounds + self.is_trial * min(self.cut, self.rounds)
+        """Whether all rounds are done."""
+        return self.done >= self._most
 
-    def add(self, seen: Sequence[Outcome]) -> bool:
-        """Rounds have ended, all of the warm-up or all behind it; whether they count.
+    @property
+    def _most(self) -> int:
+        """Rounds; of a trial others stand in for some that tell nothing of it."""
+        return self.rounds + self.is_trial * min(self.odd, self.rounds)
 
-        Those that the end of a request cut do not, nor those of a trial that only waits for a chain
-        to end: rounds with a chain are not like all others.
+    def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> None:
+        """Rounds have ended, and took so many seconds each; None: not to be compared with others.
+
+        Those that the end of a request cut do not count, nor those of a trial that only waits for a
+        chain to end: rounds with a chain are not like all others.
         """
         waited = self.is_trial and self.is_over
-        whole = [each for each in seen if not each.is_cut]
+        first = len(seen) if waited else max(0, self.warm_up - self.done)
         self.done += len(seen)
-        self.cut += len(seen) - len(whole)
-        if self.done <= self.warm_up or waited:
-            return False
-        self.tokens += sum(each.num_tokens for each in whole)
-        self.counted += len(whole)
-        return bool(whole)
+        for took, outcome in zip(seconds[first:], seen[first:], strict=True):
+            self.odd += took is None or outcome.is_cut
+            if outcome.is_cut:
+                continue
+            self.tokens += outcome.num_tokens
+            self.counted += 1
+            if took is not None:
+                self.seconds.append(took)
 
     @property
     def can_wait(self) -> bool:
@@ -146,27 +151,27 @@ class Tuner:
                 self.stretch.rounds = _rounds_of_a_turn(stretch)
         return self.stretch.arm
 
-    def observe(self, seconds: float, seen: Outcome, *, changing: float = 0.0) -> None:
-        """A round has ended that was looked at.
+    def observe(
+        self,
+        stretch: Stretch,
+        seconds: Sequence[float | None],
+        seen: Sequence[Outcome],
+        *,
+        changing: float = 0.0,
+    ) -> None:
+        """Rounds of a stretch have ended.
 
         Args:
-            seconds: that it took, without ``changing`` to its arm from another one.
-            seen: what became of its chain.
+            stretch: the one that ran when they began.
+            seconds: that each took; None: it was slowed down, as a request had just begun.
+            seen: what became of their chains.
+            changing: seconds that changing to this arm from another one took.
         """
-        stretch = self.stretch
-        stretch.changing += changing
-        self._gain.observe(stretch.arm, [seen])
-        if stretch.add([seen]):
-            stretch.seconds.append(seconds)
-        self._heed(stretch)
-
-    def coasted(self, arm: Arm, seen: Sequence[Outcome]) -> None:
-        """Rounds of ``arm`` have gone by that nobody looked at."""
-        self._gain.observe(arm, seen)
-        # Else another request of this engine has gone on to another arm since, or to a trial.
-        if arm == self.stretch.arm and not self.stretch.is_trial:
-            self.stretch.add(seen)
-            self._heed(self.stretch)
+        self._gain.observe(stretch.arm, seen)
+        if stretch is self.stretch:  # else another request of this engine has gone on to the next
+            stretch.changing += changing
+            stretch.add(seconds, seen)
+            self._heed(stretch)
 
     def _heed(self, stretch: Stretch) -> None:
         """Choose again soon where the text has changed, so that chains promise something else."""

@@ -26,10 +26,11 @@ from specbranch.tuning.tuner import SWEEPS, Stretch
 
 def follow_a_script(monkeypatch: pytest.MonkeyPatch, period: int = 2) -> set[Arm]:
     """All arms, one after the other, ``period`` rounds each; returns those that ran."""
-    rounds, ran = itertools.count(), set()
+    turns, ran = itertools.count(), set()
 
     def next_arm(self: Tuner, *, has_chain: bool = False) -> Arm:
-        arm = self.arms[next(rounds) // period * 7 % len(self.arms)]
+        arm = self.arms[next(turns) * 7 % len(self.arms)]
+        self.stretch = Stretch(arm, period)
         ran.add(arm)
         return arm
 
@@ -122,7 +123,7 @@ def test_the_real_tuner_gives_the_tokens_of_ar() -> None:
     tuner = engine._method.tuner
     ran = {arm.family for arm, rounds in tuner.rounds.items() if rounds}
     assert ran == {arm.family for arm in tuner.arms}, "all families had a trial"
-    assert tuner._sweeps == SWEEPS, "it has settled, so that rounds went by without a clock, too"
+    assert tuner._sweeps == SWEEPS, "it has settled, so that rounds went by without a look, too"
 
 
 def settled_engine(arm: Arm) -> Engine:
@@ -161,10 +162,10 @@ def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
     assert late.rows == 5 + 7 - 1, "the prompt and seven tokens, but for the last of them"
 
 
-def reported(arm: Arm, unseen: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list, Stretch]:
+def reported(arm: Arm, look: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list, Stretch]:
     """What a settled engine reports of each round of three requests, and their sum."""
     seen: list = []
-    monkeypatch.setattr("specbranch.tuning.tuner.UNSEEN", unseen)
+    monkeypatch.setattr("specbranch.tuning.tuner.LOOK", look)
     monkeypatch.setattr(Gain, "observe", lambda self, arm, outcomes: seen.extend(outcomes))
     engine = settled_engine(arm)
     for seed in range(3):
@@ -180,36 +181,48 @@ ARMS = [
 
 
 @pytest.mark.parametrize("arm", ARMS, ids=lambda arm: f"{arm.family} {arm.gamma}")
-def test_rounds_that_go_by_unseen_are_counted_like_others(
+def test_rounds_that_are_told_together_are_counted_as_one_by_one(
     arm: Arm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    each, summed = reported(arm, 0, monkeypatch)
+    each, summed = reported(arm, 1, monkeypatch)
     later, total = reported(arm, 16, monkeypatch)
-    assert len(summed.seconds) > 2 * len(total.seconds), "most went by unseen"
     assert (summed.done, summed.counted, summed.tokens) == (total.done, total.counted, total.tokens)
     assert len(each) == len(later) == summed.done
     hits = 0
     for one, other in zip(each, later, strict=True):
         assert (one.num_drafted, one.num_accepted) == (other.num_drafted, other.num_accepted)
         assert one.is_cut == other.is_cut
-        # Of the last round before a look it is not known what followed.
-        assert other.hit in (None, one.hit) and other.num_kept in (None, one.num_kept)
+        assert (one.hit, one.num_kept) == (other.hit, other.num_kept)
         hits += other.num_kept is not None
     assert (hits > 0) == bool(arm.k_max)
     assert any(one.is_cut for one in each) == bool(arm.gamma)
 
 
+def test_rounds_at_the_beginning_of_a_request_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads that have read the prompt are busy for a while: there, 8 ms by a clock that ticks."""
+    clock = Mock(perf_counter=Mock(side_effect=itertools.count(0.0, 0.001)))
+    monkeypatch.setattr("specbranch.policies.auto.time", clock)
+    engine, timed = settled_engine(Arm("ar")), []
+    monkeypatch.setattr(
+        engine._method.tuner, "observe", Mock(side_effect=lambda *a, **_: timed.append(a[1]))
+    )
+    for _ in range(2):
+        engine.generate([1, 2], SamplingParams(max_new_tokens=10))
+    engine._method.renew()
+    assert [[each is not None for each in some] for some in timed] == [[False] * 4 + [True] * 6] * 2
+
+
 def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
     """Two requests at a time: one goes on to another arm, and the other one coasts."""
     tuner = Tuner(Settings(gamma=4, k_max=2, verify="coupled"))
+    old = Stretch(Arm("sps", 2), 100, is_trial=False)
     tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=5)
-    tuner.coasted(Arm("sps", 2), [Outcome(2, 1)] * 4)
+    tuner.observe(old, [0.1] * 4, [Outcome(2, 1)] * 4)
     assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
-    tuner.coasted(Arm("sps", 3), [Outcome(3, 1)] * 4)
+    tuner.observe(tuner.stretch, [0.1] * 4, [Outcome(3, 1)] * 4)
     assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 8, 4)
-    tuner.stretch = Stretch(Arm("sps", 3), 12)
-    tuner.coasted(Arm("sps", 3), [Outcome(3, 1)] * 4)
-    assert tuner.stretch.done == 0, "each round of a trial is looked at"
 
 
 def test_a_request_that_begins_waits_for_the_round_of_another_one(
@@ -236,6 +249,6 @@ def test_where_chains_promise_something_else_it_chooses_again_soon(
         tuner._gain.observe(arm, [Outcome(3, 3)])
     tuner.stretch = Stretch(arm, 10**6, is_trial=False, promise=tuner._promise(arm))
     for _ in range(4):
-        tuner.coasted(arm, [Outcome(3, accepted)] * 10)
+        tuner.observe(tuner.stretch, [0.1] * 10, [Outcome(3, accepted)] * 10)
     tuner._plan = [Stretch(Arm("ar"), 10)]
     assert (tuner.next_arm() == Arm("ar")) == is_news

@@ -78,7 +78,8 @@ def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
     while tuner.stretch is stretch:
         is_cut = rounds % 2 > 0
         drafted = 1 if is_cut else SETTINGS.gamma
-        tuner.observe(0.01 if is_cut else 0.05, Outcome(drafted, drafted, is_cut=is_cut))
+        outcome = Outcome(drafted, drafted, is_cut=is_cut)
+        tuner.observe(stretch, [0.01 if is_cut else 0.05], [outcome])
         rounds += 1
         tuner.next_arm()
     assert rounds == 2 * stretch.rounds - 1, "the last one was whole"
@@ -86,12 +87,25 @@ def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
     assert stretch.tokens == stretch.counted * (SETTINGS.gamma + 1) > 0
 
 
+def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
+    """What they bring counts, and their seconds do not."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    _rounds_of_next(tuner, 0.05)
+    tuner.next_arm()
+    stretch, slow = tuner.stretch, [False, False, True, True, False, False]
+    for idx, each in enumerate(slow):
+        assert not stretch.is_over, idx
+        tuner.observe(stretch, [None if each else 0.05], [Outcome(stretch.arm.gamma, 0)])
+    assert stretch.is_over and stretch.rounds == 4 and stretch.warm_up == 1
+    assert (len(stretch.seconds), stretch.counted) == (3, 5)
+
+
 def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     arms = set()
     for _ in range(400):
         arms.add(tuner.next_arm())
-        tuner.observe(0.05, Outcome(0, 0, is_cut=True))
+        tuner.observe(tuner.stretch, [0.05], [Outcome(0, 0, is_cut=True)])
     assert len(arms) > 3
 
 
@@ -109,7 +123,7 @@ def _rounds_of_next(tuner: Tuner, seconds: float, *, has_chain: bool = False) ->
     """How many rounds the next stretch takes."""
     arm, rounds, stretch = tuner.next_arm(has_chain=has_chain), 0, tuner.stretch
     while tuner.stretch is stretch:
-        tuner.observe(seconds, Outcome(arm.gamma, 0))
+        tuner.observe(stretch, [seconds], [Outcome(arm.gamma, 0)])
         rounds += 1
         tuner.next_arm(has_chain=has_chain)
     return rounds

@@ -107,10 +107,9 @@ def tuned_speed(world: World, settings: Settings, tokens: int) -> tuple[float, T
         arm = tuner.next_arm(has_chain=world.chain > 0)
         changing = world.switch() if arm != last else 0.0
         last = arm
-        seen = world.round(arm)
-        tuner.observe(seen.seconds, seen.outcome, changing=changing)
-        unseen = [world.round(arm) for _ in range(tuner.stretch.free)]
-        if unseen:
-            tuner.coasted(arm, [each.outcome for each in unseen])
-        made += sum(each.tokens for each in (seen, *unseen))
+        stretch = tuner.stretch
+        rounds = [world.round(arm) for _ in range(stretch.to_next_look)]
+        seconds, seen = [each.seconds for each in rounds], [each.outcome for each in rounds]
+        tuner.observe(stretch, seconds, seen, changing=changing)
+        made += sum(each.tokens for each in rounds)
     return made / (world.now - started), tuner
