@@ -9,8 +9,9 @@ import numpy as np
 
 KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
 SHIFT = 0.7  # of how much other chains say that texts have changed since this policy's own
-SUREST = 0.99  # share of successes, at most, in odds
-WEIGHT = 8.0  # of what is known of all positions, in one position's own rate
+SUREST = 0.999  # share of successes, at most, in odds
+WEIGHT = 100.0  # of what is known of all policies' positions, in one policy's own
+POSITION = 8.0  # of what is known of all positions, in one position's own rate
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
 
 
@@ -104,12 +105,16 @@ class Acceptance:
 
     def survival(self, gamma: int) -> list[float]:
         """Chance that the first j tokens are all accepted, ``j = 0 .. gamma``."""
-        overall = self._overall
-        guess = WEIGHT * self._shared.value
-        mean = (overall.good + guess) / (overall.total + WEIGHT)
-        rates = (self._good[:gamma] + WEIGHT * mean) / (self._total[:gamma] + WEIGHT)
-        change = SHIFT * (self._shared.odds - self._then.value) if self._then.total else 0.0
-        odds = np.exp(change) * rates / np.maximum(1.0 - rates, 1e-9)
+        shared, own = self._shared.odds, self._overall
+        mean, offsets = shared, np.zeros(gamma)
+        if own.total:
+            known = own.total / (own.total + WEIGHT)
+            mean += known * (own.odds + SHIFT * (shared - self._then.value) - shared)
+            good, total = self._good[:gamma], self._total[:gamma]
+            rates = (good + POSITION * own.value) / (total + POSITION)
+            rates = np.clip(rates, 1.0 - SUREST, SUREST)
+            offsets = np.log(rates / (1.0 - rates)) - own.odds
+        odds = np.exp(mean + offsets)
         return [1.0, *np.cumprod(odds / (1.0 + odds)).tolist()]
 
     def kept(self, gamma: int) -> list[float]:

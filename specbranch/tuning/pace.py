@@ -20,12 +20,12 @@ import numpy as np
 from .arms import Arm
 from .belief import Belief, Floats, Ints, Prior, belief, prior_covariance
 
-PRIOR = Prior(family=0.7, smooth=0.03, own=0.015, slope=1.0, bend=0.4, width=0.15, drafts=0.25)
+PRIOR = Prior(family=0.7, smooth=0.03, own=0.03, slope=1.0, bend=0.4, width=0.15, drafts=0.25)
 SPREAD, FREEDOM = 0.13, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
 FITS = 6  # of the weights
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
-MOST = 400  # ratios that are remembered
-HALF_LIFE = 8000.0  # rounds after which a ratio counts half: machines change
+MOST = 1200  # ratios that are remembered
+HALF_LIFE = 40000.0  # rounds after which a ratio counts half: machines change
 
 
 class Turn(NamedTuple):

@@ -25,8 +25,8 @@ from .belief import Floats
 from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
-TURN, SHORT_TURN = 12, 4  # rounds, at most and at least
-COUNTED = 6  # rounds of a turn, at most
+TURN, SHORT_TURN = 6, 4  # rounds, at most and at least
+COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
@@ -42,7 +42,7 @@ HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse
 SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
-SWITCH = 0.05  # share of a challenger's time that changing costs, beside what is measured
+SWITCH = 0.1  # share of a challenger's time that changing costs, beside what is measured
 HALF_LIFE = 800.0  # rounds after which tokens count half: texts change
 
 
@@ -52,6 +52,7 @@ class Stretch:
 
     arm: Arm
     rounds: int
+    turn: int = TURN  # rounds that say how long its rounds take, and those before them
     behind: float = 0.0  # share of its time that it is thought to lose
     is_trial: bool = True  # whether others run beside it, to be compared with
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
@@ -65,7 +66,7 @@ class Stretch:
     @property
     def warm_up(self) -> int:
         """The first rounds, which do not count: caches hold what was used before."""
-        return max(1, self.rounds - COUNTED) if self.is_trial else 1
+        return max(1, self.turn - COUNTED)
 
     @property
     def to_next_look(self) -> int:
@@ -105,6 +106,11 @@ class Stretch:
         """Whether it may go on for a while, until a chain ends by itself."""
         return self.done < self.rounds + min(PATIENCE, self.rounds)
 
+    def turns(self) -> list[Turn]:
+        """Its first and its last rounds, to be compared with those of the arms around it."""
+        ends = [self.seconds[:COUNTED], self.seconds[COUNTED:][-COUNTED:]]
+        return [turn_of(self.arm, end) for end in ends if end]
+
     @property
     def a_round(self) -> float:
         """Seconds, 0 where none was timed."""
@@ -131,8 +137,9 @@ class Tuner:
         self._sweeps = 1  # before the one that runs; the first is of landmarks
         self._swept: set[Arm] = set()  # had a turn in the one that runs
         self._seconds = self._lost = 0.0
+        self._spent = dict.fromkeys(sorted({arm.family for arm in self.arms}), 0.0)  # of these
         self._choosing = 0.0  # seconds that the last choice took
-        self._block: list[Turn] = []
+        self._turns: list[Turn] = []  # that are not yet compared with the ones before them
         self._plan = [_turn(arm) for arm in _landmarks(self.arms)[::-1]]  # taken from its end
         self.stretch = self._plan.pop()
 
@@ -147,8 +154,9 @@ class Tuner:
                 self._choose(stretch)
                 self._choosing = self._clock() - started
             self.stretch = self._plan.pop()
+            self.stretch.turn = _rounds_of_a_turn(stretch)
             if self.stretch.is_trial:
-                self.stretch.rounds = _rounds_of_a_turn(stretch)
+                self.stretch.rounds = self.stretch.turn
         return self.stretch.arm
 
     def observe(
@@ -190,26 +198,27 @@ class Tuner:
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
         if stretch.is_trial and not self._sweeping:  # else a request began, which any arm must bear
-            self._lost += stretch.behind * seconds + stretch.changing
+            lost = stretch.behind * seconds + stretch.changing
+            self._lost += lost
+            self._spent[stretch.arm.family] += lost
         if stretch.counted:
             self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
-        if stretch.is_trial and stretch.seconds:
-            self._block.append(turn_of(stretch.arm, stretch.seconds))
+        self._turns += stretch.turns()
 
     # ------------------------------------------------------------------ choosing
     def _choose(self, last: Stretch) -> None:
         """What to do next, the last part first."""
-        self._pace.add(self._block, sum(self.rounds.values()))
+        self._pace.add(self._turns, sum(self.rounds.values()))
+        self._turns = self._turns[-1:]  # the next one follows it
         speed, covariance = self.speeds()
         self._settle(speed)
         arm = self._next_of_sweep(speed, covariance) if self._sweeping else None
         if arm is not None:
-            self._block = self._block[-1:]  # the next turn follows it
             self._plan = [_turn(arm)]
             return
-        self._block.clear()
-        self._plan = self._challenge(speed, covariance) or [
-            Stretch(
+        self._plan = [
+            self._challenger(speed, covariance)
+            or Stretch(
                 self.best,
                 self._rounds_to_choose(last),
                 is_trial=False,
@@ -247,25 +256,25 @@ class Tuner:
         reach = speed - speed[best] + PLAUSIBLE * np.sqrt(np.maximum(spread, 0.0))
         return [arm for arm, far in zip(self.arms, reach, strict=True) if far >= 0.0]
 
-    def _challenge(self, speed: Floats, covariance: Floats) -> list[Stretch]:
-        """A challenger between two stretches of the best arm; none most of the time."""
+    def _challenger(self, speed: Floats, covariance: Floats) -> Stretch | None:
+        """A turn of another arm between two stretches of the best one; none most of the time."""
         allowed = self._allowance()
         if self._lost > allowed:
-            return []
+            return None
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
         drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
         other, best = int(drawn.argmax()), self._best_index
         if drawn[other] < drawn[best] + WORTH:
             if self._lost > SPARE * allowed:
-                return []
+                return None
             other = self._of_another_family(speed)
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
-        return [_turn(self.best), _turn(self.arms[other], behind), _turn(self.best)]
+        return _turn(self.arms[other], behind)
 
     def _of_another_family(self, speed: Floats) -> int:
         """The best arm of one: a belief that is wrong and sure would never be put right."""
-        families = sorted({arm.family for arm in self.arms} - {self.best.family})
-        family = families[int(self.rng.integers(len(families)))]
+        others = [family for family in self._spent if family != self.best.family]
+        family = min(others, key=self._spent.__getitem__)
         same = [idx for idx, arm in enumerate(self.arms) if arm.family == family]
         return max(same, key=lambda idx: float(speed[idx]))
 
@@ -308,4 +317,4 @@ def _rounds_of_a_turn(before: Stretch) -> int:
 
 
 def _turn(arm: Arm, behind: float = 0.0) -> Stretch:
-    return Stretch(arm, TURN, behind)
+    return Stretch(arm, TURN, behind=behind)

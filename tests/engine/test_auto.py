@@ -218,11 +218,11 @@ def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
     """Two requests at a time: one goes on to another arm, and the other one coasts."""
     tuner = Tuner(Settings(gamma=4, k_max=2, verify="coupled"))
     old = Stretch(Arm("sps", 2), 100, is_trial=False)
-    tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=5)
+    tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=6)
     tuner.observe(old, [0.1] * 4, [Outcome(2, 1)] * 4)
-    assert (tuner.stretch.done, tuner.stretch.tokens) == (5, 0)
+    assert (tuner.stretch.done, tuner.stretch.tokens) == (6, 0)
     tuner.observe(tuner.stretch, [0.1] * 4, [Outcome(3, 1)] * 4)
-    assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (9, 8, 4)
+    assert (tuner.stretch.done, tuner.stretch.tokens, tuner.stretch.counted) == (10, 8, 4)
 
 
 def test_a_request_that_begins_waits_for_the_round_of_another_one(

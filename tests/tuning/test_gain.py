@@ -148,3 +148,17 @@ def test_an_untried_number_of_branches_gets_the_benefit_of_the_doubt() -> None:
     for _ in range(100):
         acceptance.add_hit(4, hit=False)
     assert acceptance.hit_rate(4) < 0.15
+
+
+def test_a_policy_that_hardly_ran_is_thought_to_be_like_the_others() -> None:
+    """Few chains are of few texts; of many it is its own that count."""
+    shared = Rate()
+    others, own = Acceptance(4, shared), Acceptance(4, shared)
+    for idx in range(1000):
+        others.add([4], [4 * (idx % 4 > 0)])
+        if idx % 50 == 49:
+            own.add([4], [0])
+    assert own.survival(1)[1] > 0.65 * others.survival(1)[1]
+    for _ in range(1000):
+        own.add([4], [0])
+    assert own.survival(1)[1] < 0.1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
-from specbranch.tuning import Arm, Outcome, Tuner, arms_of
+from specbranch.tuning import Arm, Outcome, Stretch, Tuner, arms_of
+from specbranch.tuning.tuner import SWEEPS
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
@@ -54,12 +56,12 @@ def test_a_machine_that_is_busy_now_and_then_does_not_mislead_it() -> None:
     assert np.mean(speeds) > 0.97, speeds
 
 
-@pytest.mark.parametrize(("seconds", "turn"), [(0.0005, 12), (0.004, 8), (0.05, 4)])
+@pytest.mark.parametrize(("seconds", "turn"), [(0.0005, 6), (0.006, 5), (0.05, 4)])
 def test_turns_of_long_rounds_are_short(seconds: float, turn: int) -> None:
     """Learning costs a share of a request that does not grow with the model."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     first, second = (_rounds_of_next(tuner, seconds) for _ in range(2))
-    assert (first, second) == (12, turn), "before the first nothing is known of rounds"
+    assert (first, second) == (6, turn), "before the first nothing is known of rounds"
 
 
 def test_a_chain_that_never_ends_puts_a_change_off_by_one_turn() -> None:
@@ -98,6 +100,32 @@ def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
         tuner.observe(stretch, [None if each else 0.05], [Outcome(stretch.arm.gamma, 0)])
     assert stretch.is_over and stretch.rounds == 4 and stretch.warm_up == 1
     assert (len(stretch.seconds), stretch.counted) == (3, 5)
+
+
+def test_both_ends_of_a_stretch_stand_beside_what_ran_around_it() -> None:
+    """A machine changes in between, so the whole of it is nobody's neighbour."""
+    arm = Arm("sps", 3)
+    stretch = Stretch(arm, 20, is_trial=False)
+    stretch.add([0.01] * 8 + [0.05] * 12, [Outcome(3, 1)] * 20)
+    assert stretch.turns() == [(arm, pytest.approx(0.01)), (arm, pytest.approx(0.05))]
+    trial = Stretch(arm, 6)
+    trial.add([0.09, 0.09, 0.01, 0.03, 0.01, 0.03], [Outcome(3, 1)] * 6)
+    assert trial.turns() == [(arm, pytest.approx(0.02))]
+
+
+def test_families_lose_alike_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not far behind get more turns than those that cost a lot."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    tuner._sweeps = SWEEPS
+    tuner._plan.clear()
+    speed = np.array([-0.5 if arm.k_max else 0.0 if arm.gamma else -0.1 for arm in tuner.arms])
+    monkeypatch.setattr(tuner, "speeds", lambda: (speed, 1e-6 * np.eye(len(speed))))
+    turns: Counter[str] = Counter()
+    for _ in range(600):
+        _rounds_of_next(tuner, 0.005)
+        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+    assert turns["sps"] == 0 and turns["specbranch serial"] > 2, turns
+    assert turns["ar"] > 2 * turns["specbranch serial"], turns
 
 
 def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
