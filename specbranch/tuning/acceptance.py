@@ -39,9 +39,14 @@ class Rate:
 
     @property
     def odds(self) -> float:
-        """Logarithm of the odds; finite for all shares, and no other for what has faded."""
-        share = min(SUREST, max(1.0 - SUREST, self.value))
-        return math.log(share / (1.0 - share))
+        """Logarithm of the odds; no other for what has faded."""
+        return _log_odds(self.value)
+
+
+def _log_odds(share: float) -> float:
+    """Finite for all shares."""
+    share = min(SUREST, max(1.0 - SUREST, share))
+    return math.log(share / (1.0 - share))
 
 
 class Acceptance:
@@ -112,8 +117,7 @@ class Acceptance:
             mean += known * (own.odds + SHIFT * (shared - self._then.value) - shared)
             good, total = self._good[:gamma], self._total[:gamma]
             rates = (good + POSITION * own.value) / (total + POSITION)
-            rates = np.clip(rates, 1.0 - SUREST, SUREST)
-            offsets = np.log(rates / (1.0 - rates)) - own.odds
+            offsets = np.array([_log_odds(rate) for rate in rates.tolist()]) - own.odds
         odds = np.exp(mean + offsets)
         return [1.0, *np.cumprod(odds / (1.0 + odds)).tolist()]
 

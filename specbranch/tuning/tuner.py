@@ -136,11 +136,13 @@ class Tuner:
         self.rounds = dict.fromkeys(self.arms, 0)
         self._sweeps = 1  # before the one that runs; the first is of landmarks
         self._swept: set[Arm] = set()  # had a turn in the one that runs
-        self._seconds = self._lost = 0.0
-        self._spent = dict.fromkeys(sorted({arm.family for arm in self.arms}), 0.0)  # of these
+        self._seconds = 0.0
+        families = sorted({arm.family for arm in self.arms})
+        self._spent = dict.fromkeys(families, 0.0)  # of these, on challengers
         self._choosing = 0.0  # seconds that the last choice took
         self._turns: list[Turn] = []  # that are not yet compared with the ones before them
-        self._plan = [_turn(arm) for arm in _landmarks(self.arms)[::-1]]  # taken from its end
+        # What comes before the first choice, taken from its end.
+        self._plan = [_turn(arm) for arm in _landmarks(self.arms)[::-1]]
         self.stretch = self._plan.pop()
 
     # ------------------------------------------------------------------ rounds
@@ -149,11 +151,12 @@ class Tuner:
         stretch = self.stretch
         if stretch.is_over and not (has_chain and stretch.can_wait):
             self._account(stretch)
-            if not self._plan:
+            if self._plan:
+                self.stretch = self._plan.pop()
+            else:
                 started = self._clock()
-                self._choose(stretch)
+                self.stretch = self._choose(stretch)
                 self._choosing = self._clock() - started
-            self.stretch = self._plan.pop()
             self.stretch.turn = _rounds_of_a_turn(stretch)
             if self.stretch.is_trial:
                 self.stretch.rounds = self.stretch.turn
@@ -198,33 +201,27 @@ class Tuner:
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
         if stretch.is_trial and not self._sweeping:  # else a request began, which any arm must bear
-            lost = stretch.behind * seconds + stretch.changing
-            self._lost += lost
-            self._spent[stretch.arm.family] += lost
+            self._spent[stretch.arm.family] += stretch.behind * seconds + stretch.changing
         if stretch.counted:
             self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
         self._turns += stretch.turns()
 
     # ------------------------------------------------------------------ choosing
-    def _choose(self, last: Stretch) -> None:
-        """What to do next, the last part first."""
+    def _choose(self, last: Stretch) -> Stretch:
+        """What to do next."""
         self._pace.add(self._turns, sum(self.rounds.values()))
         self._turns = self._turns[-1:]  # the next one follows it
         speed, covariance = self.speeds()
         self._settle(speed)
         arm = self._next_of_sweep(speed, covariance) if self._sweeping else None
         if arm is not None:
-            self._plan = [_turn(arm)]
-            return
-        self._plan = [
-            self._challenger(speed, covariance)
-            or Stretch(
-                self.best,
-                self._rounds_to_choose(last),
-                is_trial=False,
-                promise=self._promise(self.best),
-            )
-        ]
+            return _turn(arm)
+        return self._challenger(speed, covariance) or Stretch(
+            self.best,
+            self._rounds_to_choose(last),
+            is_trial=False,
+            promise=self._promise(self.best),
+        )
 
     @property
     def _sweeping(self) -> bool:
@@ -258,14 +255,14 @@ class Tuner:
 
     def _challenger(self, speed: Floats, covariance: Floats) -> Stretch | None:
         """A turn of another arm between two stretches of the best one; none most of the time."""
-        allowed = self._allowance()
-        if self._lost > allowed:
+        allowed, lost = self._allowance(), sum(self._spent.values())
+        if lost > allowed:
             return None
         root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
         drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
         other, best = int(drawn.argmax()), self._best_index
         if drawn[other] < drawn[best] + WORTH:
-            if self._lost > SPARE * allowed:
+            if lost > SPARE * allowed:
                 return None
             other = self._of_another_family(speed)
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))

@@ -215,7 +215,7 @@ def test_rounds_at_the_beginning_of_a_request_are_not_timed(
 
 
 def test_rounds_of_another_arm_are_not_added_to_the_one_that_runs() -> None:
-    """Two requests at a time: one goes on to another arm, and the other one coasts."""
+    """Two requests at a time: one goes on to another arm before the other one tells of it."""
     tuner = Tuner(Settings(gamma=4, k_max=2, verify="coupled"))
     old = Stretch(Arm("sps", 2), 100, is_trial=False)
     tuner.stretch = Stretch(Arm("sps", 3), 100, is_trial=False, done=6)
