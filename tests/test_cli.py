@@ -358,6 +358,8 @@ def test_ctrl_c_in_a_real_process(pair):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=os.environ | {"PYTHONUTF8": "1"},
+        # Who runs the tests in the background of a shell ignores it, and so would the process.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     process.stdout.read(1)
