@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from typing import Any
 
 from report_kernels import commit
@@ -23,7 +25,8 @@ def tables(result: Result) -> str:
 
 def table(run: Result) -> str:
     """Every method beside ``ar`` and beside the one that is fastest of those that stay what they
-    are, over all prompts and in each pass over them.
+    are, over all prompts and in each pass over them. What follows ``±`` is the standard error, as
+    far as prompts differ: two engines that are the same are also now and then two of them apart.
     """
     speeds, passes = run["tokens_per_second"], run.get("passes", 1)
     fixed = {name: speed for name, speed in speeds.items() if not _is_other(name)}
@@ -34,6 +37,8 @@ def table(run: Result) -> str:
     lines.append("| --- | ---: | ---: | ---: |" + (" --- |" if passes > 1 else ""))
     for name, speed in speeds.items():
         ratios = f"{speed / speeds['ar']:.3f} | {speed / speeds[best]:.3f}"
+        if name != best:
+            ratios += f" ± {_error(run['seconds'][best], run['seconds'][name]):.3f}"
         lines.append(f"| `{name}` | {speed:.1f} | {ratios} |")
         if passes > 1:
             by_pass = ", ".join(f"{each:.3f}" for each in _by_pass(run, name, best, passes))
@@ -46,6 +51,13 @@ def table(run: Result) -> str:
 def _is_other(name: str) -> bool:
     """Whether it is not one of the choices that ``auto`` is held against."""
     return name.startswith("auto") or name == CONTROL
+
+
+def _error(theirs: list[float], mine: list[float]) -> float:
+    """Standard error of the ratio of sums, of prompts that are drawn independently."""
+    ratio = sum(theirs) / sum(mine)
+    off = [their - ratio * my for their, my in zip(theirs, mine, strict=True)]
+    return math.sqrt(len(off)) * statistics.stdev(off) / sum(mine)
 
 
 def _by_pass(run: Result, name: str, best: str, passes: int) -> list[float]:

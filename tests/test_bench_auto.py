@@ -8,6 +8,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import auto
+import numpy as np
 import pytest
 import report_auto
 import worse_draft
@@ -80,10 +81,32 @@ def test_fixed_choices_are_compared_with_the_fastest_of_them() -> None:
         "tokens": 100,
         "different": [],
         "tokens_per_second": {"ar": 10.0, "sps": 20.0, "auto 1": 25.0},
+        "seconds": {"ar": [5.0, 5.0], "sps": [2.5, 2.5], "auto 1": [2.0, 2.0]},
     }
     lines = report_auto.table(run).splitlines()
     assert "| `sps` | 20.0 | 2.000 | 1.000 |" in lines
-    assert "| `auto 1` | 25.0 | 2.500 | 1.250 |" in lines
+    assert "| `auto 1` | 25.0 | 2.500 | 1.250 ± 0.000 |" in lines
+
+
+def test_the_standard_error_is_that_of_many_runs() -> None:
+    """Of runs over fresh prompts, each with a cost of its own and noise: how far ratios spread."""
+    rng = np.random.default_rng()
+    shown, ratios = [], []
+    for _ in range(400):
+        cost = rng.uniform(1.0, 3.0, 200)
+        both = [(cost * rng.lognormal(0.0, 0.1, 200) * scale).tolist() for scale in (1.0, 1.1)]
+        run = {
+            "temperature": 0.0,
+            "tokens": 1000,
+            "different": [],
+            "tokens_per_second": {"ar": 1000 / sum(both[0]), "auto 1": 1000 / sum(both[1])},
+            "seconds": {"ar": both[0], "auto 1": both[1]},
+        }
+        text = report_auto.table(run).splitlines()[-1]
+        ratio, error = text.split(" | ")[-1].strip(" |").split(" ± ")
+        ratios.append(float(ratio))
+        shown.append(float(error))
+    assert np.mean(shown) == pytest.approx(np.std(ratios), rel=0.2)
 
 
 def test_every_pass_is_held_against_the_choice_that_is_best_in_all_of_them() -> None:
@@ -101,5 +124,6 @@ def test_every_pass_is_held_against_the_choice_that_is_best_in_all_of_them() -> 
         },
     }
     lines = report_auto.table(run).splitlines()
-    assert "| `auto 1` | 16.0 | 1.600 | 0.800 | 0.800, 0.800 |" in lines
-    assert "| `ar` | 10.0 | 1.000 | 0.500 | 1.000, 0.167 |" in lines
+    assert any(line.startswith("| `auto 1` | 16.0 | 1.600 | 0.800 ±") for line in lines)
+    assert any(line.endswith(" | 0.800, 0.800 |") for line in lines)
+    assert any(line.startswith("| `ar` |") and "| 1.000, 0.167 |" in line for line in lines)

@@ -49,6 +49,10 @@ def _log_odds(share: float) -> float:
     return math.log(share / (1.0 - share))
 
 
+def _share(log_odds: float) -> float:
+    return 1.0 / (1.0 + math.exp(-log_odds))
+
+
 class Acceptance:
     """Rates by position in the chain, and of what follows the chain; of one policy.
 
@@ -111,15 +115,18 @@ class Acceptance:
     def survival(self, gamma: int) -> list[float]:
         """Chance that the first j tokens are all accepted, ``j = 0 .. gamma``."""
         shared, own = self._shared.odds, self._overall
-        mean, offsets = shared, np.zeros(gamma)
-        if own.total:
-            known = own.total / (own.total + WEIGHT)
-            mean += known * (own.odds + SHIFT * (shared - self._then.value) - shared)
-            good, total = self._good[:gamma], self._total[:gamma]
-            rates = (good + POSITION * own.value) / (total + POSITION)
-            offsets = np.array([_log_odds(rate) for rate in rates.tolist()]) - own.odds
-        odds = np.exp(mean + offsets)
-        return [1.0, *np.cumprod(odds / (1.0 + odds)).tolist()]
+        if not own.total:
+            rate = _share(shared)
+            return [rate**j for j in range(gamma + 1)]
+        known = own.total / (own.total + WEIGHT)
+        mean = shared + known * (own.odds + SHIFT * (shared - self._then.value) - shared)
+        usual, alive, survival = own.value, 1.0, [1.0]
+        counts = zip(self._good[:gamma].tolist(), self._total[:gamma].tolist(), strict=True)
+        for good, total in counts:
+            rate = (good + POSITION * usual) / (total + POSITION)
+            alive *= _share(mean + _log_odds(rate) - own.odds)
+            survival.append(alive)
+        return survival
 
     def kept(self, gamma: int) -> list[float]:
         """Chance that a chain has m tokens when confidence alone cuts it, ``m = 0 .. gamma``."""

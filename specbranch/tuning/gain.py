@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -96,7 +97,7 @@ class Gain:
     # ------------------------------------------------------------------ predicting
     def belief(self) -> Belief:
         """What is known."""
-        predicted = np.log([self.predict(arm) for arm in self._arms])
+        predicted = np.log(self._predictions(self._arms))
         precision = self._rounds / self._noise
         mean = self._tokens / np.maximum(self._rounds, 1e-9)
         wrong = np.log(np.maximum(mean, 1e-9)) - predicted
@@ -107,29 +108,39 @@ class Gain:
 
     def predict(self, arm: Arm) -> float:
         """Tokens a round, before the correction."""
-        if not arm.gamma:
-            return 1.0
-        if not arm.k_max:
-            return sum(self._acceptance["sps"].survival(arm.gamma))
-        return self._predict_specbranch(arm)
+        return self._predictions([arm])[0]
 
-    def _predict_specbranch(self, arm: Arm) -> float:
+    def _predictions(self, arms: Sequence[Arm]) -> list[float]:
+        """Of each arm."""
+        longest = max(arm.gamma for arm in arms)
+        survivals = {name: each.survival(longest) for name, each in self._acceptance.items()}
+        # Of a chain of m tokens all that are reached, and the target's own.
+        brought = {name: list(accumulate(each)) for name, each in survivals.items()}
+        return [
+            self._predict_specbranch(arm, survivals[arm.policy], brought[arm.policy])
+            if arm.k_max
+            else brought.get(arm.policy, [1.0])[arm.gamma]
+            for arm in arms
+        ]
+
+    def _predict_specbranch(
+        self, arm: Arm, survival: Sequence[float], brought: Sequence[float]
+    ) -> float:
         """Over the stationary distribution of the chain's length.
 
         A hit leads to a chain as long as confidence lets it be, anything else to an empty one
         (overlap) or one that the draft stage makes first (serial).
         """
-        acceptance, gamma = self._acceptance["specbranch"], arm.gamma
-        survival, kept = acceptance.survival(gamma), acceptance.kept(gamma)
-        hit = acceptance.hit_rate(arm.k_max)
-        whole = sum(part * alive for part, alive in zip(kept, survival, strict=True))
+        acceptance = self._acceptance["specbranch"]
+        kept, hit = acceptance.kept(arm.gamma), acceptance.hit_rate(arm.k_max)
         share = kept
         if arm.draft_stage == "overlap":
-            hits = hit / (1.0 - hit * whole + hit)
+            hits = hit / (1.0 - hit * _mean(kept, survival) + hit)
             share = [hits * part for part in kept]
             share[0] += 1.0 - hits
-        tokens = expected = 0.0
-        for part, alive in zip(share, survival, strict=True):
-            expected += alive
-            tokens += part * expected
-        return tokens
+        return _mean(share, brought)
+
+
+def _mean(shares: Sequence[float], values: Sequence[float]) -> float:
+    """Of the first values, as many as there are shares."""
+    return sum(share * value for share, value in zip(shares, values, strict=False))

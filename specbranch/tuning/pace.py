@@ -9,8 +9,8 @@ how well it agrees with all others (iteratively reweighted least squares).
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections import deque
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -22,7 +22,7 @@ from .belief import Belief, Floats, Ints, Prior, belief, prior_covariance
 
 PRIOR = Prior(family=0.7, smooth=0.03, own=0.03, slope=1.0, bend=0.4, width=0.15, drafts=0.25)
 SPREAD, FREEDOM = 0.13, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
-FITS = 6  # of the weights
+FITS = 2  # of the weights, which the last ones were nearly right for already
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
 MOST = 1200  # ratios that are remembered
 HALF_LIFE = 40000.0  # rounds after which a ratio counts half: machines change
@@ -33,15 +33,6 @@ class Turn(NamedTuple):
 
     arm: Arm
     seconds: float
-
-
-class Ratio(NamedTuple):
-    """Of two turns that followed one another: arms, logarithm of seconds, when it was."""
-
-    first: int
-    second: int
-    log: float
-    at: float
 
 
 def turn_of(arm: Arm, rounds: Sequence[float]) -> Turn:
@@ -60,18 +51,22 @@ class Pace:
     def __init__(self, arms: Sequence[Arm]) -> None:
         self._index = {arm: idx for idx, arm in enumerate(arms)}
         self._prior = prior_covariance(arms, PRIOR)
-        self._ratios: deque[Ratio] = deque(maxlen=MOST)
+        self._pairs = np.zeros(MOST, np.intp)  # of the last ratios, arms: an index into a matrix
+        self._logs, self._times = np.zeros(MOST), np.zeros(MOST)  # of seconds; when it was
+        self._num_ratios = 0
         self._belief = Belief(np.zeros(len(arms)), self._prior)
 
     def add(self, block: Sequence[Turn], now: float) -> None:
         """Turns that followed one another; ``now``: rounds until then."""
-        found = []
+        before = self._num_ratios
         for turn, following in pairwise(block):
             if turn.arm != following.arm:
-                log = float(np.log(following.seconds / turn.seconds))
-                found.append(Ratio(self._index[turn.arm], self._index[following.arm], log, now))
-        if found:
-            self._ratios.extend(found)
+                slot, first = self._num_ratios % MOST, self._index[turn.arm]
+                self._pairs[slot] = first * len(self._index) + self._index[following.arm]
+                self._logs[slot] = math.log(following.seconds / turn.seconds)
+                self._times[slot] = now
+                self._num_ratios += 1
+        if self._num_ratios > before:
             self._belief = self._fitted(now)
 
     def belief(self) -> Belief:
@@ -80,26 +75,24 @@ class Pace:
 
     def _fitted(self, now: float) -> Belief:
         """All ratios, each with the weight that the others give it."""
-        first = np.array([ratio.first for ratio in self._ratios])
-        second = np.array([ratio.second for ratio in self._ratios])
-        seen = np.array([ratio.log for ratio in self._ratios])
-        ages = now - np.array([ratio.at for ratio in self._ratios])
+        pairs, seen = self._pairs[: self._num_ratios], self._logs[: self._num_ratios]
+        ages = now - self._times[: self._num_ratios]
         worth = 0.5 ** (ages / HALF_LIFE) * (FREEDOM + 1.0)
-        off = np.zeros(len(seen))
         found = self._belief
         for _ in range(FITS):
-            weight = worth / (FREEDOM * SPREAD**2 + off**2)
-            found = self._solved(first, second, seen, weight)
-            off = seen - (found.mean[second] - found.mean[first])
+            off = seen - (found.mean - found.mean[:, None]).ravel()[pairs]
+            found = self._solved(pairs, seen, worth / (FREEDOM * SPREAD**2 + off**2))
         return found
 
-    def _solved(self, first: Ints, second: Ints, seen: Floats, weight: Floats) -> Belief:
+    def _solved(self, pairs: Ints, seen: Floats, weight: Floats) -> Belief:
         """Least squares: precision is the Laplacian of the graph whose edges are the ratios."""
-        precision, evidence = np.zeros_like(self._prior), np.zeros(len(self._prior))
-        for arms in (first, second):
-            np.add.at(precision, (arms, arms), weight)
-        for pair in ((first, second), (second, first)):
-            np.subtract.at(precision, pair, weight)
-        np.add.at(evidence, second, weight * seen)
-        np.subtract.at(evidence, first, weight * seen)
-        return belief(self._prior, precision, evidence)
+        weights, evidence = self._by_pair(pairs, weight), self._by_pair(pairs, weight * seen)
+        weights += weights.T
+        precision = np.diag(weights.sum(0)) - weights
+        return belief(self._prior, precision, evidence.sum(0) - evidence.sum(1))
+
+    def _by_pair(self, pairs: Ints, values: Floats) -> Floats:
+        """Sums ``[first, second]``."""
+        arms = len(self._prior)
+        sums = np.bincount(pairs, values, arms * arms)
+        return sums.reshape(arms, arms).astype(np.float64, copy=False)

@@ -7,7 +7,7 @@ import pytest
 
 from specbranch.session import Settings
 from specbranch.tuning import Arm, arms_of
-from specbranch.tuning.pace import Pace, Turn, turn_of
+from specbranch.tuning.pace import MOST, Pace, Turn, turn_of
 
 ARMS = arms_of(Settings(gamma=4, k_max=2))
 NUM_SWEEPS = 12
@@ -70,6 +70,18 @@ def test_what_was_long_ago_gives_way() -> None:
             pace.add([Turn(first, 1.0), Turn(second, seconds)], start + idx)
     mean = pace.belief().mean
     assert mean[1] - mean[0] == pytest.approx(np.log(0.8), abs=0.03)
+
+
+def test_only_the_last_ratios_are_kept() -> None:
+    """However few rounds ago the others were."""
+    pace, fresh = Pace(ARMS), Pace(ARMS)
+    for number, seconds in ((MOST // 2, 1.5), (MOST, 0.8)):
+        for _ in range(number):
+            pace.add([Turn(ARMS[0], 1.0), Turn(ARMS[1], seconds)], 0.0)
+    for _ in range(MOST):
+        fresh.add([Turn(ARMS[0], 1.0), Turn(ARMS[1], 0.8)], 0.0)
+    assert pace.belief().mean == pytest.approx(fresh.belief().mean, abs=1e-9)
+    assert pace.belief().covariance == pytest.approx(fresh.belief().covariance, abs=1e-9)
 
 
 def test_more_is_known_of_arms_that_ran() -> None:
