@@ -40,17 +40,13 @@ class Rate:
     @property
     def odds(self) -> float:
         """Logarithm of the odds; no other for what has faded."""
-        return _log_odds(self.value)
+        return math.log(_odds(self.value))
 
 
-def _log_odds(share: float) -> float:
-    """Finite for all shares."""
+def _odds(share: float) -> float:
+    """Neither 0 nor infinite."""
     share = min(SUREST, max(1.0 - SUREST, share))
-    return math.log(share / (1.0 - share))
-
-
-def _share(log_odds: float) -> float:
-    return 1.0 / (1.0 + math.exp(-log_odds))
+    return share / (1.0 - share)
 
 
 class Acceptance:
@@ -115,16 +111,16 @@ class Acceptance:
     def survival(self, gamma: int) -> list[float]:
         """Chance that the first j tokens are all accepted, ``j = 0 .. gamma``."""
         shared, own = self._shared.odds, self._overall
-        if not own.total:
-            rate = _share(shared)
-            return [rate**j for j in range(gamma + 1)]
-        known = own.total / (own.total + WEIGHT)
-        mean = shared + known * (own.odds + SHIFT * (shared - self._then.value) - shared)
-        usual, alive, survival = own.value, 1.0, [1.0]
+        mean, usual = shared, FIRST_GUESS
+        if own.total:
+            known, usual = own.total / (own.total + WEIGHT), own.value
+            mean += known * (own.odds + SHIFT * (shared - self._then.value) - shared)
+        better = math.exp(mean) / _odds(usual)  # than at what counts were made, in odds
+        alive, survival = 1.0, [1.0]
         counts = zip(self._good[:gamma].tolist(), self._total[:gamma].tolist(), strict=True)
         for good, total in counts:
-            rate = (good + POSITION * usual) / (total + POSITION)
-            alive *= _share(mean + _log_odds(rate) - own.odds)
+            odds = better * _odds((good + POSITION * usual) / (total + POSITION))
+            alive *= odds / (1.0 + odds)
             survival.append(alive)
         return survival
 

@@ -112,10 +112,14 @@ class Gain:
 
     def _predictions(self, arms: Sequence[Arm]) -> list[float]:
         """Of each arm."""
-        longest = max(arm.gamma for arm in arms)
-        survivals = {name: each.survival(longest) for name, each in self._acceptance.items()}
+        longest, policies = max(arm.gamma for arm in arms), {arm.policy for arm in arms}
+        survivals = {
+            policy: acceptance.survival(longest)
+            for policy, acceptance in self._acceptance.items()
+            if policy in policies
+        }
         # Of a chain of m tokens all that are reached, and the target's own.
-        brought = {name: list(accumulate(each)) for name, each in survivals.items()}
+        brought = {policy: list(accumulate(each)) for policy, each in survivals.items()}
         return [
             self._predict_specbranch(arm, survivals[arm.policy], brought[arm.policy])
             if arm.k_max
