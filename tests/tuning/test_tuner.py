@@ -121,11 +121,31 @@ def test_families_lose_alike_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None
     speed = np.array([-0.5 if arm.k_max else 0.0 if arm.gamma else -0.1 for arm in tuner.arms])
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, 1e-6 * np.eye(len(speed))))
     turns: Counter[str] = Counter()
-    for _ in range(600):
+    for _ in range(3000):
         _rounds_of_next(tuner, 0.005)
         turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
     assert turns["sps"] == 0 and turns["specbranch serial"] > 2, turns
     assert turns["ar"] > 2 * turns["specbranch serial"], turns
+
+
+def test_a_family_that_may_be_the_best_one_leaves_some_turns_to_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A wrong belief that an arm is far behind is put right, even where others are always drawn."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    tuner._sweeps = SWEEPS
+    tuner._plan.clear()
+    speed = np.array([-0.02 if arm.draft_stage == "overlap" else -0.5 for arm in tuner.arms])
+    speed[[arm.policy != "specbranch" for arm in tuner.arms]] = -0.4
+    best = tuner.arms.index(Arm("specbranch", SETTINGS.gamma, SETTINGS.k_max, "serial"))
+    speed[best] = 0.0
+    spread = np.where(speed == -0.02, 0.04, 1e-6)
+    monkeypatch.setattr(tuner, "speeds", lambda: (speed, np.diag(spread)))
+    turns: Counter[str] = Counter()
+    for _ in range(3000):
+        _rounds_of_next(tuner, 0.005)
+        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+    assert turns["specbranch overlap"] > turns["sps"] > 2 and turns["ar"] > 2, turns
 
 
 def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
