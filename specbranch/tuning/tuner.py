@@ -29,7 +29,7 @@ TURN, SHORT_TURN = 6, 4  # rounds, at most and at least
 COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 SWEEPS = 4  # at most, before the first choice
-PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
+PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
 LONGEST = 512  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
@@ -39,7 +39,8 @@ PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.008  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
-SPARE = 0.15  # of what challengers may lose, for the families that the best arm is not of
+SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
+SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
 SWITCH = 0.1  # share of a challenger's time that changing costs, beside what is measured
@@ -255,28 +256,27 @@ class Tuner:
 
     def _challenger(self, speed: Floats, covariance: Floats) -> Stretch | None:
         """A turn of another arm between two stretches of the best one; none most of the time."""
-        allowed, best = self._allowance(), self._best_index
-        if sum(self._spent.values()) > allowed:
+        allowed, lost = self._allowance(), sum(self._spent.values())
+        if lost > allowed:
             return None
-        other = self._neglected(speed, allowed)
-        if other is None:
-            root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
-            drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
-            other = int(drawn.argmax())
-            if drawn[other] < drawn[best] + WORTH:
-                return None
+        root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
+        drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
+        other, best = int(drawn.argmax()), self._best_index
+        is_drawn = drawn[other] >= drawn[best] + WORTH
+        family = self._least_seen_family()
+        if self._spent[family] < SEEN * allowed or (not is_drawn and lost <= SPARE * allowed):
+            other = self._best_of(family, speed)
+        elif not is_drawn:
+            return None
         behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
         return _turn(self.arms[other], behind)
 
-    def _neglected(self, speed: Floats, allowed: float) -> int | None:
-        """The best arm of a family that has not had its share of what challengers may lose.
-
-        Whatever is believed of it: a belief that is wrong and sure would never be put right.
-        """
+    def _least_seen_family(self) -> str:
+        """Of others than the best arm's: a belief that is wrong and sure must be put right, too."""
         others = [family for family in self._spent if family != self.best.family]
-        family = min(others, key=self._spent.__getitem__)
-        if self._spent[family] > SPARE * allowed / len(others):
-            return None
+        return min(others, key=self._spent.__getitem__)
+
+    def _best_of(self, family: str, speed: Floats) -> int:
         same = [idx for idx, arm in enumerate(self.arms) if arm.family == family]
         return max(same, key=lambda idx: float(speed[idx]))
 
