@@ -115,15 +115,10 @@ def test_both_ends_of_a_stretch_stand_beside_what_ran_around_it() -> None:
 
 def test_families_lose_alike_to_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that are not far behind get more turns than those that cost a lot."""
-    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
-    tuner._sweeps = SWEEPS
-    tuner._plan.clear()
+    tuner = _swept_tuner()
     speed = np.array([-0.5 if arm.k_max else 0.0 if arm.gamma else -0.1 for arm in tuner.arms])
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, 1e-6 * np.eye(len(speed))))
-    turns: Counter[str] = Counter()
-    for _ in range(3000):
-        _rounds_of_next(tuner, 0.005)
-        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+    turns = _turns_of_families(tuner, 600)
     assert turns["sps"] == 0 and turns["specbranch serial"] > 2, turns
     assert turns["ar"] > 2 * turns["specbranch serial"], turns
 
@@ -132,19 +127,14 @@ def test_a_family_that_may_be_the_best_one_leaves_some_turns_to_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A wrong belief that an arm is far behind is put right, even where others are always drawn."""
-    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
-    tuner._sweeps = SWEEPS
-    tuner._plan.clear()
+    tuner = _swept_tuner()
     speed = np.array([-0.02 if arm.draft_stage == "overlap" else -0.5 for arm in tuner.arms])
     speed[[arm.policy != "specbranch" for arm in tuner.arms]] = -0.4
     best = tuner.arms.index(Arm("specbranch", SETTINGS.gamma, SETTINGS.k_max, "serial"))
     speed[best] = 0.0
     spread = np.where(speed == -0.02, 0.04, 1e-6)
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, np.diag(spread)))
-    turns: Counter[str] = Counter()
-    for _ in range(3000):
-        _rounds_of_next(tuner, 0.005)
-        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+    turns = _turns_of_families(tuner, 3000)
     assert turns["specbranch overlap"] > turns["sps"] > 2 and turns["ar"] > 2, turns
 
 
@@ -165,6 +155,23 @@ def test_rounds_that_wait_for_a_chain_to_end_do_not_count_in_a_trial() -> None:
     stretch = tuner.stretch
     assert _rounds_of_next(tuner, 0.05, has_chain=True) > stretch.rounds
     assert stretch.counted == len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
+
+
+def _swept_tuner() -> Tuner:
+    """What comes before challengers is over."""
+    tuner = Tuner(SETTINGS, clock=lambda: 0.0)
+    tuner._sweeps = SWEEPS
+    tuner._plan.clear()
+    return tuner
+
+
+def _turns_of_families(tuner: Tuner, stretches: int) -> Counter[str]:
+    """Of challengers."""
+    turns: Counter[str] = Counter()
+    for _ in range(stretches):
+        _rounds_of_next(tuner, 0.005)
+        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+    return turns
 
 
 def _rounds_of_next(tuner: Tuner, seconds: float, *, has_chain: bool = False) -> int:
