@@ -177,6 +177,7 @@ class Committed:
     tokens: list[int]
     origins: list[str]  # chain, branch, recovered, bonus or plain
     num_drafted: int  # of the chain, accepted or not
+    survivor: int = -1  # branch that the last token was the head of; 0 is the likeliest; -1: none
 
 
 class Session:
@@ -526,6 +527,7 @@ class Session:
             [*chain.tokens[:accepted], *own],
             ["chain"] * accepted + [last] * len(own),
             len(chain),
+            verdict.survivor,
         )
         if self.timeline is not None:
             self.timeline.rounds.append(

@@ -1,7 +1,7 @@
 """Moves between ``ar``, ``sps`` and ``specbranch``, their gamma and k, by what they cost and bring.
 
-Measured online: seconds a round, of arms that take turns; acceptance by position, the branch hit
-rate, tokens a round. ``tuning.Tuner`` chooses by them; what an engine has learnt serves its next
+Measured online: seconds a round, of arms that take turns; how far the draft's guesses hold; what
+branches are worth. ``tuning.Tuner`` chooses by them; what an engine has learnt serves its next
 requests.
 
 Losslessness. Each round is one of a lossless policy, and where one arm follows another the draft
@@ -117,9 +117,7 @@ class Auto:
         if self._stretch is None or not rounds:
             return
         if self._arm.gamma:
-            # A chain that follows a hit is what was kept then.
-            kept = [*(each.committed.num_drafted for each in rounds[1:]), self._chain_length]
-            seen = [self._outcome(*each) for each in zip(rounds, kept, strict=True)]
+            seen = [self._outcome(each) for each in rounds]
         else:
             seen = [Outcome(0, 0)] * len(rounds)
         steady = self._began + BEGINNING
@@ -143,11 +141,8 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _outcome(self, done: _Round, num_kept: int) -> Outcome:
-        """What became of a round's chain, and whether a branch was ready behind it.
-
-        ``num_kept``: of a branch that was hit, for the next chain.
-        """
+    def _outcome(self, done: _Round) -> Outcome:
+        """What became of a round's chain, and of the draft's best guess behind it."""
         committed, arm = done.committed, self._arm
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
         if not arm.k_max:
@@ -155,8 +150,4 @@ class Auto:
         # Behind the chain come a token at the branch point, and branches.
         if done.room <= num_drafted + arm.gamma:
             return Outcome(num_drafted, num_accepted, is_cut=True)
-        hit = committed.origins[-1] == "branch"
-        reached = num_accepted == num_drafted
-        return Outcome(
-            num_drafted, num_accepted, hit if reached else None, num_kept if hit else None
-        )
+        return Outcome(num_drafted, num_accepted, committed.survivor == 0)

@@ -72,7 +72,7 @@ class DeviceRounds:
         session.tokens += tokens
         session.stats.count_round(verified, accepted, len(tokens))
         self._count_drafts(session.stats, accepted == verified, survivor, kept, branches)
-        return Committed(tokens, ["chain"] * accepted + [last], verified)
+        return Committed(tokens, ["chain"] * accepted + [last], verified, survivor)
 
     def _count_drafts(
         self, stats: Stats, reached: bool, survivor: int, kept: int, branches: int

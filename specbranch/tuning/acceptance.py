@@ -1,130 +1,89 @@
-"""How far chains hold, learnt while decoding; texts differ, and the old ones soon hardly count."""
+"""How far the draft's guesses hold along the text, learnt from the rounds of any policy.
+
+With coupled random numbers a guess at one place of the text is right or wrong whoever asks for it,
+so that what one policy's chains show is true of all others' as well. ``sps`` needs of a run of L
+right guesses and the wrong one behind it ``floor(L / (gamma + 1)) + 1`` rounds, whatever gamma is:
+how long runs are says what each gamma would have brought on the same text.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-KEEP = 0.5 ** (1 / 250)  # of the past, with each chain that is judged
-SHIFT = 0.7  # of how much other chains say that texts have changed since this policy's own
-SUREST = 0.999  # share of successes, at most, in odds
-WEIGHT = 100.0  # of what is known of all policies' positions, in one policy's own
-POSITION = 8.0  # of what is known of all positions, in one position's own rate
-FIRST_GUESS, FIRST_WEIGHT = 0.7, 4.0
+from .belief import Floats
+
+HALF_LIFE = 1600.0  # tokens of the text after which what it showed counts half: texts differ
+SHOWN = 32  # lengths of a run that are told apart
+FAR = 256  # of what a gamma brings, longer runs hardly change anything
+OVERALL = 8.0  # guesses that all lengths' rate counts as, in the rate of one
+FIRST_GUESS, FIRST_WEIGHT = 0.7, 8.0
 
 
-class Rate:
-    """Share of successes; starts from a guess and forgets slowly."""
-
-    def __init__(self, guess: float = FIRST_GUESS, weight: float = FIRST_WEIGHT) -> None:
-        self.good, self.total = guess * weight, weight
-
-    def add(self, good: float, total: float = 1.0, chains: int = 1) -> None:
-        """``good`` successes among ``total``, of so many chains."""
-        self.fade(KEEP**chains)
-        self.good += good
-        self.total += total
-
-    def fade(self, keep: float) -> None:
-        """What is known counts for ``keep`` times as much from now on."""
-        self.good *= keep
-        self.total *= keep
-
-    @property
-    def value(self) -> float:
-        """The share."""
-        return self.good / self.total
-
-    @property
-    def odds(self) -> float:
-        """Logarithm of the odds; no other for what has faded."""
-        return math.log(_odds(self.value))
-
-
-def _odds(share: float) -> float:
-    """Neither 0 nor infinite."""
-    share = min(SUREST, max(1.0 - SUREST, share))
-    return share / (1.0 - share)
+def rounds_of_run(length: int, gamma: int) -> int:
+    """Rounds of ``sps`` for so many right guesses and the wrong one behind them."""
+    return length // (gamma + 1) + 1
 
 
 class Acceptance:
-    """Rates by position in the chain, and of what follows the chain; of one policy.
+    """Chance that the next guess is right, by how many before it were."""
 
-    Acceptance follows the text. While another policy runs, its chains tell how texts have changed
-    since this one's were judged; as they are not quite alike, most of that is believed, not all.
+    def __init__(self, rng: np.random.Generator) -> None:
+        self._rng = rng
+        self._right, self._judged = np.zeros(SHOWN), np.zeros(SHOWN)
+        self._first = FIRST_WEIGHT
+        self._run = 0  # right guesses up to here
+        self._chances = np.full(SHOWN, FIRST_GUESS)
 
-    Args:
-        gamma: longest chain.
-        shared: acceptance of any policy's chains.
-    """
+    def observe(self, chains: Iterable[tuple[int, bool | None]]) -> None:
+        """Of each round how many guesses were right, and whether the next one was.
 
-    def __init__(self, gamma: int, shared: Rate) -> None:
-        self._shared, self._overall = shared, Rate(0.0, 0.0)
-        self._then = Rate(0.0, 0.0)  # mean of the shared odds when these chains were judged
-        self._positions = np.arange(gamma)
-        self._good, self._total = np.zeros(gamma), np.zeros(gamma)  # by position
-        self.confident = Rate(1.0)  # positions that the draft is sure enough of to go on
-        self._hits: dict[int, Rate] = {}  # by k_max
-
-    def add(self, num_drafted: Sequence[int], num_accepted: Sequence[int]) -> None:
-        """Chains were judged, a few: all of them are equally old."""
-        accepted = np.array(num_accepted)
-        judged = np.minimum(num_drafted, accepted + 1)
-        for rate in (self._shared, self._overall):
-            rate.add(float(accepted.sum()), float(judged.sum()), len(accepted))
-        self._then.add(len(accepted) * self._shared.odds, len(accepted), len(accepted))
-        self._fade_positions(KEEP ** len(accepted))
-        self._good += (accepted[:, None] > self._positions).sum(0)
-        self._total += (judged[:, None] > self._positions).sum(0)
-
-    def fade(self, keep: float) -> None:
-        """What is known, but not of all policies, counts for ``keep`` times as much from now on."""
-        self._overall.fade(keep)
-        self._then.fade(keep)
-        self._fade_positions(keep)
-
-    def _fade_positions(self, keep: float) -> None:
-        self._good *= keep
-        self._total *= keep
-
-    def add_hit(self, k_max: int, hit: bool) -> None:
-        """A branch point was reached."""
-        if k_max not in self._hits:
-            self._hits[k_max] = Rate(self.hit_rate(k_max))
-        self._hits[k_max].add(hit)
-
-    def hit_rate(self, k_max: int) -> float:
-        """Chance that the token at the branch point has a branch.
-
-        A number of branches that was never tried gets the benefit of the doubt.
+        None: nobody has asked for that one. It is drawn, so that the run goes on or ends.
         """
-        if not self._hits:
-            return FIRST_GUESS
-        if k_max in self._hits:
-            return self._hits[k_max].value
-        known = min(self._hits, key=lambda each: abs(each - k_max))
-        more = max(1.0, k_max / known) ** 0.5
-        return float(1.0 - (1.0 - self._hits[known].value) ** more)
+        right, judged = [0] * SHOWN, [0] * SHOWN
+        run, tokens = self._run, 0
+        for accepted, is_right in chains:
+            tokens += accepted + 1
+            for length in range(run, run + accepted):
+                right[min(length, SHOWN - 1)] += 1
+                judged[min(length, SHOWN - 1)] += 1
+            run += accepted
+            at = min(run, SHOWN - 1)
+            if is_right is None:
+                goes_on = self._rng.random() < self._chances[at]
+            else:
+                goes_on = is_right
+                right[at] += is_right
+                judged[at] += 1
+            run = run + 1 if goes_on else 0
+        self._run = run
+        self.fade(tokens)
+        self._right += right
+        self._judged += judged
+        self._chances = (self._right + OVERALL * self.rate) / (self._judged + OVERALL)
 
-    def survival(self, gamma: int) -> list[float]:
-        """Chance that the first j tokens are all accepted, ``j = 0 .. gamma``."""
-        shared, own = self._shared.odds, self._overall
-        mean, usual = shared, FIRST_GUESS
-        if own.total:
-            known, usual = own.total / (own.total + WEIGHT), own.value
-            mean += known * (own.odds + SHIFT * (shared - self._then.value) - shared)
-        better = math.exp(mean) / _odds(usual)  # than at what counts were made, in odds
-        alive, survival = 1.0, [1.0]
-        counts = zip(self._good[:gamma].tolist(), self._total[:gamma].tolist(), strict=True)
-        for good, total in counts:
-            odds = better * _odds((good + POSITION * usual) / (total + POSITION))
-            alive *= odds / (1.0 + odds)
-            survival.append(alive)
-        return survival
+    def fade(self, tokens: float) -> None:
+        """So many tokens of the text have gone by."""
+        keep = 0.5 ** (tokens / HALF_LIFE)
+        self._right *= keep
+        self._judged *= keep
+        self._first *= keep
 
-    def kept(self, gamma: int) -> list[float]:
-        """Chance that a chain has m tokens when confidence alone cuts it, ``m = 0 .. gamma``."""
-        sure = self.confident.value
-        return [sure**m * (1.0 - sure) for m in range(gamma)] + [sure**gamma]
+    @property
+    def judged(self) -> float:
+        """Guesses that are known, those that count less in proportion."""
+        return float(self._judged.sum()) + self._first
+
+    @property
+    def rate(self) -> float:
+        """Share of guesses that are right."""
+        return float((self._right.sum() + FIRST_GUESS * self._first) / self.judged)
+
+    def tokens_a_round(self, gammas: Sequence[int]) -> list[float]:
+        """That ``sps`` brings, for each gamma; 0 is ``ar``."""
+        chances: Floats = self._chances
+        more = np.concatenate((chances, np.full(FAR - SHOWN, chances[-1])))
+        reached = np.concatenate(([1.0], more.cumprod()))  # runs that are at least so long
+        every = reached.sum()
+        return [float(every / reached[:: gamma + 1].sum()) for gamma in gammas]

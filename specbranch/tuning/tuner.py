@@ -25,9 +25,10 @@ from .belief import Floats
 from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
-TURN, SHORT_TURN = 6, 4  # rounds, at most and at least
+TURN, SHORT_TURN = 6, 4  # rounds, at least: of short ones, of long ones
 COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
+WARM, MOST_WARM = 0.006, 8  # seconds, rounds: caches hold what was used before
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
@@ -36,15 +37,15 @@ SHARE = 0.002  # of the time, for choosing
 NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
 LOOK = 64  # rounds, at most, after which it is told what became of them
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
-LOSS = 0.008  # share of the time that challengers may lose, in the long run
+LOSS = 0.006  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
+CHALLENGERS = 4  # of one choice, at most
 SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
 SWITCH = 0.1  # share of a challenger's time that changing costs, beside what is measured
-HALF_LIFE = 800.0  # rounds after which tokens count half: texts change
 
 
 @dataclass
@@ -59,14 +60,12 @@ class Stretch:
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     done: int = 0
     odd: int = 0  # of these, at the beginning or the end of a request
-    tokens: int = 0
-    counted: int = 0  # rounds that brought these tokens
     seconds: list[float] = field(default_factory=list)  # of rounds that were timed
     changing: float = 0.0  # seconds
 
     @property
     def warm_up(self) -> int:
-        """The first rounds, which do not count: caches hold what was used before."""
+        """The first rounds, which do not count."""
         return max(1, self.turn - COUNTED)
 
     @property
@@ -84,23 +83,23 @@ class Stretch:
         """Rounds; of a trial others stand in for some that tell nothing of it."""
         return self.rounds + self.is_trial * min(self.odd, self.rounds)
 
-    def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> None:
+    def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> list[Outcome]:
         """Rounds have ended, and took so many seconds each; None: not to be compared with others.
 
         Those that the end of a request cut do not count, nor those of a trial that only waits for a
         chain to end: rounds with a chain are not like all others.
+
+        Returns:
+            Those that count.
         """
         waited = self.is_trial and self.is_over
         first = len(seen) if waited else max(0, self.warm_up - self.done)
         self.done += len(seen)
         for took, outcome in zip(seconds[first:], seen[first:], strict=True):
             self.odd += took is None or outcome.is_cut
-            if outcome.is_cut:
-                continue
-            self.tokens += outcome.num_tokens
-            self.counted += 1
-            if took is not None:
+            if took is not None and not outcome.is_cut:
                 self.seconds.append(took)
+        return [outcome for outcome in seen[first:] if not outcome.is_cut]
 
     @property
     def can_wait(self) -> bool:
@@ -132,7 +131,7 @@ class Tuner:
         self.settings, self._clock = settings, clock
         self.arms = arms_of(settings)
         self.rng = np.random.default_rng(0)
-        self._gain, self._pace = Gain(self.arms, settings.gamma), Pace(self.arms)
+        self._gain, self._pace = Gain(self.arms, self.rng), Pace(self.arms)
         self.best = self.arms[0]
         self.rounds = dict.fromkeys(self.arms, 0)
         self._sweeps = 1  # before the one that runs; the first is of landmarks
@@ -142,7 +141,7 @@ class Tuner:
         self._spent = dict.fromkeys(families, 0.0)  # of these, on challengers
         self._choosing = 0.0  # seconds that the last choice took
         self._turns: list[Turn] = []  # that are not yet compared with the ones before them
-        # What comes before the first choice, taken from its end.
+        # What comes before the next choice, taken from its end.
         self._plan = [_turn(arm) for arm in _landmarks(self.arms)[::-1]]
         self.stretch = self._plan.pop()
 
@@ -158,7 +157,7 @@ class Tuner:
                 started = self._clock()
                 self.stretch = self._choose(stretch)
                 self._choosing = self._clock() - started
-            self.stretch.turn = _rounds_of_a_turn(stretch)
+            self.stretch.turn = self._rounds_of_a_turn(stretch)
             if self.stretch.is_trial:
                 self.stretch.rounds = self.stretch.turn
         return self.stretch.arm
@@ -182,7 +181,7 @@ class Tuner:
         self._gain.observe(stretch.arm, seen)
         if stretch is self.stretch:  # else another request of this engine has gone on to the next
             stretch.changing += changing
-            stretch.add(seconds, seen)
+            self._gain.compare(stretch.arm, stretch.add(seconds, seen))
             self._heed(stretch)
 
     def _heed(self, stretch: Stretch) -> None:
@@ -197,14 +196,12 @@ class Tuner:
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
-        self._gain.forget(0.5 ** (stretch.done / HALF_LIFE))
+        self._gain.forget(stretch.done)
         self.rounds[stretch.arm] += stretch.done
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
-        if stretch.is_trial and not self._sweeping:  # else a request began, which any arm must bear
+        if stretch.behind:
             self._spent[stretch.arm.family] += stretch.behind * seconds + stretch.changing
-        if stretch.counted:
-            self._gain.add(stretch.arm, stretch.tokens, stretch.counted)
         self._turns += stretch.turns()
 
     # ------------------------------------------------------------------ choosing
@@ -217,12 +214,14 @@ class Tuner:
         arm = self._next_of_sweep(speed, covariance) if self._sweeping else None
         if arm is not None:
             return _turn(arm)
-        return self._challenger(speed, covariance) or Stretch(
+        settled = Stretch(
             self.best,
             self._rounds_to_choose(last),
             is_trial=False,
             promise=self._promise(self.best),
         )
+        self._plan = [settled, *self._challengers(speed, covariance, last)[::-1]]
+        return self._plan.pop()
 
     @property
     def _sweeping(self) -> bool:
@@ -254,27 +253,36 @@ class Tuner:
         reach = speed - speed[best] + PLAUSIBLE * np.sqrt(np.maximum(spread, 0.0))
         return [arm for arm, far in zip(self.arms, reach, strict=True) if far >= 0.0]
 
-    def _challenger(self, speed: Floats, covariance: Floats) -> Stretch | None:
-        """A turn of another arm between two stretches of the best one; none most of the time."""
-        allowed, lost = self._allowance(), sum(self._spent.values())
-        if lost > allowed:
-            return None
-        root = np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
-        drawn = speed + HOPE * root @ self.rng.standard_normal(len(speed))
-        other, best = int(drawn.argmax()), self._best_index
-        is_drawn = drawn[other] >= drawn[best] + WORTH
-        family = self._least_seen_family()
-        if self._spent[family] < SEEN * allowed or (not is_drawn and lost <= SPARE * allowed):
-            other = self._best_of(family, speed)
-        elif not is_drawn:
-            return None
-        behind = SWITCH + max(0.0, 1.0 - float(np.exp(speed[other] - speed[best])))
-        return _turn(self.arms[other], behind)
+    def _challengers(self, speed: Floats, covariance: Floats, last: Stretch) -> list[Stretch]:
+        """Turns of other arms, and of the best one between them; none most of the time."""
+        allowed, spent = self._allowance(), dict(self._spent)
+        if sum(spent.values()) > allowed:
+            return []
+        root = HOPE * np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
+        turns: list[Stretch] = []
+        for _ in range(CHALLENGERS):
+            arm = self._challenger(
+                speed + root @ self.rng.standard_normal(len(speed)), speed, spent
+            )
+            if arm is None:
+                break
+            behind = float(speed[self._best_index] - speed[self.arms.index(arm)])
+            turns += [_turn(arm, SWITCH + max(0.0, 1.0 - math.exp(-behind))), _turn(self.best)]
+            spent[arm.family] += turns[-2].behind * TURN * last.a_round
+            if sum(spent.values()) > allowed:
+                break
+        return turns[:-1]
 
-    def _least_seen_family(self) -> str:
-        """Of others than the best arm's: a belief that is wrong and sure must be put right, too."""
-        others = [family for family in self._spent if family != self.best.family]
-        return min(others, key=self._spent.__getitem__)
+    def _challenger(self, drawn: Floats, speed: Floats, spent: dict[str, float]) -> Arm | None:
+        """Of speeds that were drawn the best one's, or one of a family that is hardly seen."""
+        other, best, allowed = int(drawn.argmax()), self._best_index, self._allowance()
+        is_drawn = drawn[other] >= drawn[best] + WORTH
+        # A belief that is wrong and sure must be put right, too.
+        family = min((name for name in spent if name != self.best.family), key=spent.__getitem__)
+        is_spare = sum(spent.values()) <= SPARE * allowed
+        if spent[family] < SEEN * allowed or (not is_drawn and is_spare):
+            return self.arms[self._best_of(family, speed)]
+        return self.arms[other] if is_drawn else None
 
     def _best_of(self, family: str, speed: Floats) -> int:
         same = [idx for idx, arm in enumerate(self.arms) if arm.family == family]
@@ -289,6 +297,16 @@ class Tuner:
         """Seconds that challengers may have lost; a larger share at first."""
         rounds = sum(self.rounds.values())
         return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
+
+    def _rounds_of_a_turn(self, before: Stretch) -> int:
+        """Long rounds need no mean of many: what disturbs one of them is short beside it."""
+        if not before.a_round:
+            return TURN
+        enough = min(TURN, max(SHORT_TURN, math.ceil(ENOUGH / before.a_round)))
+        pace = self._pace.belief().mean
+        at, last = (self.arms.index(each.arm) for each in (self.stretch, before))
+        a_round = before.a_round * math.exp(pace[at] - pace[last])
+        return max(enough, min(MOST_WARM, int(WARM / a_round)) + COUNTED)
 
     @property
     def _best_index(self) -> int:
@@ -310,12 +328,6 @@ def _landmarks(arms: Sequence[Arm]) -> list[Arm]:
         ends = set() if same[0].k_max else {0, len(same) - 1}
         found += [same[idx] for idx in sorted(ends | {len(same) // 2})]
     return found
-
-
-def _rounds_of_a_turn(before: Stretch) -> int:
-    """Long rounds need no mean of many: what disturbs one of them is short beside it."""
-    rounds = math.ceil(ENOUGH / before.a_round) if before.a_round else TURN
-    return min(TURN, max(SHORT_TURN, rounds))
 
 
 def _turn(arm: Arm, behind: float = 0.0) -> Stretch:

@@ -18,11 +18,11 @@ TOKENS = 20000
 KNOWN = 100_000  # tokens, from which a speed is known to half a percent
 WORLDS = {
     "two devices, a good draft": (World(alpha=0.8, speed_ratio=15), "specbranch"),
-    "two devices, a bad draft": (World(alpha=0.45, speed_ratio=15, hit=0.3), "specbranch"),
+    "two devices, a bad draft": (World(alpha=0.45, speed_ratio=15), "specbranch"),
     "one device, rows cost much": (
         World(alpha=0.6, speed_ratio=6, slope=0.3, parallel=False), "sps",
     ),
-    "a draft that knows nothing": (World(alpha=0.1, speed_ratio=3, slope=0.2, hit=0.1), "ar"),
+    "a draft that knows nothing": (World(alpha=0.1, speed_ratio=3, slope=0.2), "ar"),
 }  # fmt: skip
 
 
@@ -56,7 +56,7 @@ def test_a_machine_that_is_busy_now_and_then_does_not_mislead_it() -> None:
     assert np.mean(speeds) > 0.97, speeds
 
 
-@pytest.mark.parametrize(("seconds", "turn"), [(0.0005, 6), (0.006, 5), (0.05, 4)])
+@pytest.mark.parametrize(("seconds", "turn"), [(0.0005, 12), (0.002, 7), (0.006, 5), (0.05, 4)])
 def test_turns_of_long_rounds_are_short(seconds: float, turn: int) -> None:
     """Learning costs a share of a request that does not grow with the model."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
@@ -86,7 +86,6 @@ def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
         tuner.next_arm()
     assert rounds == 2 * stretch.rounds - 1, "the last one was whole"
     assert set(stretch.seconds) == {0.05}
-    assert stretch.tokens == stretch.counted * (SETTINGS.gamma + 1) > 0
 
 
 def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
@@ -99,7 +98,7 @@ def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
         assert not stretch.is_over, idx
         tuner.observe(stretch, [None if each else 0.05], [Outcome(stretch.arm.gamma, 0)])
     assert stretch.is_over and stretch.rounds == 4 and stretch.warm_up == 1
-    assert (len(stretch.seconds), stretch.counted) == (3, 5)
+    assert len(stretch.seconds) == 3
 
 
 def test_both_ends_of_a_stretch_stand_beside_what_ran_around_it() -> None:
@@ -154,7 +153,7 @@ def test_rounds_that_wait_for_a_chain_to_end_do_not_count_in_a_trial() -> None:
     tuner.next_arm()
     stretch = tuner.stretch
     assert _rounds_of_next(tuner, 0.05, has_chain=True) > stretch.rounds
-    assert stretch.counted == len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
+    assert len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
 
 
 def _swept_tuner() -> Tuner:
@@ -170,7 +169,7 @@ def _turns_of_families(tuner: Tuner, stretches: int) -> Counter[str]:
     turns: Counter[str] = Counter()
     for _ in range(stretches):
         _rounds_of_next(tuner, 0.005)
-        turns[tuner.stretch.arm.family] += tuner.stretch.is_trial
+        turns[tuner.stretch.arm.family] += tuner.stretch.behind > 0
     return turns
 
 

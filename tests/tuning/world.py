@@ -27,7 +27,7 @@ class Round:
 
 @dataclass
 class World:
-    """Acceptance is i.i.d. ``alpha``; a branch point is hit with ``hit ** (1 / k)``.
+    """Guesses are right i.i.d. with ``alpha``; a branch point is hit with ``alpha ** (1 / k)``.
 
     ``slope``: what a further row costs, as a share of a target forward. ``unit``: seconds of a
     draft forward; other times are in draft forwards.
@@ -35,7 +35,6 @@ class World:
 
     alpha: float
     speed_ratio: float
-    hit: float = 0.6
     slope: float = 0.0
     parallel: bool = True
     jitter: float = 0.0
@@ -68,15 +67,15 @@ class World:
         accepted = 0
         while accepted < chain and self.rng.random() < self.alpha:
             accepted += 1
-        hit = None
-        if arm.k_max and accepted == chain:
-            hit = bool(self.rng.random() < self.hit ** (1 / arm.k_max))
-        self.chain = arm.gamma if hit else -1
+        reached = arm.k_max > 0 and accepted == chain
+        luck = self.rng.random()
+        self.chain = arm.gamma if reached and luck < self.alpha ** (1 / arm.k_max) else -1
         both = max(forward, growth) if self.parallel else forward + growth
         seconds = self.unit * (both + steps * step)
         self.now += seconds
-        outcome = Outcome(chain, accepted, hit=hit, num_kept=arm.gamma if hit else None)
-        return Round(seconds, outcome)
+        return Round(
+            seconds, Outcome(chain, accepted, bool(luck < self.alpha) if reached else None)
+        )
 
     def switch(self) -> float:
         """Another arm goes on: what was drafted is dropped, and the draft reads what it missed."""
