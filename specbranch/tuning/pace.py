@@ -21,7 +21,7 @@ from .arms import Arm
 from .belief import Belief, Floats, Ints, Prior, belief, prior_covariance
 
 PRIOR = Prior(family=0.35, smooth=0.03, own=0.03, slope=1.0, bend=0.2, width=0.15, drafts=0.25)
-SPREAD, FREEDOM = 0.18, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
+SPREAD, FREEDOM = 0.15, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
 FITS = 2  # of the weights, which the last ones were nearly right for already
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
 MOST = 1200  # ratios that are remembered

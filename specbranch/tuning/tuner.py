@@ -21,7 +21,7 @@ import numpy as np
 
 from ..session import Settings
 from .arms import Arm, arms_of
-from .belief import Floats
+from .belief import Belief, Floats
 from .gain import Gain, Outcome
 from .pace import Pace, Turn, turn_of
 
@@ -30,9 +30,9 @@ COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 WARM, MOST_WARM = 0.006, 8  # seconds, rounds: caches hold what was used before
 SWEEPS = 4  # at most, before the first choice
-PLAUSIBLE = 1.5  # standard deviations that an arm may be behind and is still swept
+PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
-LONGEST = 512  # rounds to the next choice
+LONGEST = 128  # rounds to the next choice
 SHARE = 0.002  # of the time, for choosing
 NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
 LOOK = 64  # rounds, at most, after which it is told what became of them
@@ -86,13 +86,13 @@ class Stretch:
     def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> list[Outcome]:
         """Rounds have ended, and took so many seconds each; None: not to be compared with others.
 
-        Those that the end of a request cut do not count, nor those of a trial that only waits for a
-        chain to end: rounds with a chain are not like all others.
+        Those that the end of a request cut do not count, nor those that only wait for a chain to
+        end: rounds with a chain are not like all others.
 
         Returns:
             Those that count.
         """
-        waited = self.is_trial and self.is_over
+        waited = self.is_over
         first = len(seen) if waited else max(0, self.warm_up - self.done)
         self.done += len(seen)
         for took, outcome in zip(seconds[first:], seen[first:], strict=True):
@@ -315,8 +315,12 @@ class Tuner:
     # ------------------------------------------------------------------ what is known
     def speeds(self) -> tuple[Floats, Floats]:
         """Logarithms of tokens a second, up to a term that all have in common; and covariance."""
-        gain, pace = self._gain.belief(), self._pace.belief()
-        return gain.mean - pace.mean, gain.covariance + pace.covariance
+        tokens, seconds = self.beliefs()
+        return tokens.mean - seconds.mean, tokens.covariance + seconds.covariance
+
+    def beliefs(self) -> tuple[Belief, Belief]:
+        """Logarithms of tokens a round, and of seconds a round up to a term in common, by arm."""
+        return self._gain.belief(), self._pace.belief()
 
 
 def _landmarks(arms: Sequence[Arm]) -> list[Arm]:

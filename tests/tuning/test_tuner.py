@@ -146,12 +146,15 @@ def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
     assert len(arms) > 3
 
 
-def test_rounds_that_wait_for_a_chain_to_end_do_not_count_in_a_trial() -> None:
+@pytest.mark.parametrize("is_trial", [True, False])
+def test_rounds_that_wait_for_a_chain_to_end_do_not_count(is_trial: bool) -> None:
     """They all have a chain, so they are not like the arm's others."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     _rounds_of_next(tuner, 0.05)
     tuner.next_arm()
     stretch = tuner.stretch
+    if not is_trial:
+        stretch.is_trial, stretch.rounds = False, 40
     assert _rounds_of_next(tuner, 0.05, has_chain=True) > stretch.rounds
     assert len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
 
