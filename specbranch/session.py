@@ -177,7 +177,9 @@ class Committed:
     tokens: list[int]
     origins: list[str]  # chain, branch, recovered, bonus or plain
     num_drafted: int  # of the chain, accepted or not
-    survivor: int = -1  # branch that the last token was the head of; 0 is the likeliest; -1: none
+    survivor: int = (
+        -1
+    )  # branch that the last token was the head of, in the order of growing; -1: none
 
 
 class Session:

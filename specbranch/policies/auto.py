@@ -148,6 +148,5 @@ class Auto:
         if not arm.k_max:
             return Outcome(num_drafted, num_accepted, is_cut=num_drafted < arm.gamma)
         # Behind the chain come a token at the branch point, and branches.
-        if done.room <= num_drafted + arm.gamma:
-            return Outcome(num_drafted, num_accepted, is_cut=True)
-        return Outcome(num_drafted, num_accepted, committed.survivor == 0)
+        is_cut = done.room <= num_drafted + arm.gamma
+        return Outcome(num_drafted, num_accepted, committed.survivor == 0, is_cut)

@@ -9,21 +9,28 @@ how long runs are says what each gamma would have brought on the same text.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from .belief import Floats
-
 HALF_LIFE = 1600.0  # tokens of the text after which what it showed counts half: texts differ
 SHOWN = 32  # lengths of a run that are told apart
-FAR = 256  # of what a gamma brings, longer runs hardly change anything
-OVERALL = 8.0  # guesses that all lengths' rate counts as, in the rate of one
+ALIKE = (
+    8.0  # guesses that a chance counts as which is known of others: of all, and of the run before
+)
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 8.0
+SUREST = 0.999  # chance that a guess behind a long run holds, at most
 
 
-def rounds_of_run(length: int, gamma: int) -> int:
-    """Rounds of ``sps`` for so many right guesses and the wrong one behind them."""
-    return length // (gamma + 1) + 1
+class Guesses(NamedTuple):
+    """Of one round: how many were right, whether the next one was, and whether the text ends there.
+
+    ``next_is_right``: None where nobody has asked for that one.
+    """
+
+    num_right: int
+    next_is_right: bool | None
+    is_end: bool = False
 
 
 class Acceptance:
@@ -32,58 +39,97 @@ class Acceptance:
     def __init__(self, rng: np.random.Generator) -> None:
         self._rng = rng
         self._right, self._judged = np.zeros(SHOWN), np.zeros(SHOWN)
-        self._first = FIRST_WEIGHT
-        self._run = 0  # right guesses up to here
-        self._chances = np.full(SHOWN, FIRST_GUESS)
+        self._right[0], self._judged[0] = FIRST_GUESS * FIRST_WEIGHT, FIRST_WEIGHT
+        self._chances = [FIRST_GUESS] * SHOWN
+        self._is_open = False  # whether it is not known if the last guess was right
+        self.run = 0  # right guesses up to here, or up to that one
 
-    def observe(self, chains: Iterable[tuple[int, bool | None]]) -> None:
-        """Of each round how many guesses were right, and whether the next one was.
+    def observe(self, rounds: Iterable[Guesses]) -> None:
+        """Rounds that followed one another.
 
-        None: nobody has asked for that one. It is drawn, so that the run goes on or ends.
+        A guess that nobody has asked for was right with a chance that the next round tells
+        (Bayes): what it shows is likelier behind a longer run, or behind none. It counts for so
+        much, and the run goes on or ends as is drawn.
         """
-        right, judged = [0] * SHOWN, [0] * SHOWN
-        run, tokens = self._run, 0
-        for accepted, is_right in chains:
-            tokens += accepted + 1
-            for length in range(run, run + accepted):
-                right[min(length, SHOWN - 1)] += 1
-                judged[min(length, SHOWN - 1)] += 1
-            run += accepted
-            at = min(run, SHOWN - 1)
-            if is_right is None:
-                goes_on = self._rng.random() < self._chances[at]
+        right, judged = [0.0] * SHOWN, [0.0] * SHOWN
+        tokens = 0
+        for each in rounds:
+            if self._is_open:
+                self._close(each, right, judged)
+            tokens += each.num_right + 1
+            for length in range(self.run, self.run + each.num_right):
+                right[min(length, SHOWN - 1)] += 1.0
+                judged[min(length, SHOWN - 1)] += 1.0
+            self.run += each.num_right
+            if each.is_end:
+                self.end()
+            elif each.next_is_right is None:
+                self._is_open = True
             else:
-                goes_on = is_right
-                right[at] += is_right
-                judged[at] += 1
-            run = run + 1 if goes_on else 0
-        self._run = run
+                at = min(self.run, SHOWN - 1)
+                right[at] += each.next_is_right
+                judged[at] += 1.0
+                self.run = self.run + 1 if each.next_is_right else 0
         self.fade(tokens)
         self._right += right
         self._judged += judged
-        self._chances = (self._right + OVERALL * self.rate) / (self._judged + OVERALL)
+        self._chances, last = [], self.rate
+        for right_here, judged_here in zip(
+            self._right.tolist(), self._judged.tolist(), strict=True
+        ):
+            like = (self.rate + last) / 2.0
+            last = (right_here + ALIKE * like) / (judged_here + ALIKE)
+            self._chances.append(last)
+
+    def _close(self, following: Guesses, right: list[float], judged: list[float]) -> None:
+        """Whether the guess was right that nobody has asked for."""
+        at = min(self.run, SHOWN - 1)
+        holds = self._chances[at] * self._chance_of(following, self.run + 1)
+        breaks = (1.0 - self._chances[at]) * self._chance_of(following, 0)
+        share = holds / (holds + breaks) if holds + breaks else self._chances[at]
+        right[at] += share
+        judged[at] += 1.0
+        self.run = self.run + 1 if self._rng.random() < share else 0
+        self._is_open = False
+
+    def _chance_of(self, seen: Guesses, run: int) -> float:
+        """Of what a round showed, where it began behind so many right guesses."""
+        chance = 1.0
+        for length in range(run, run + seen.num_right):
+            chance *= self._chances[min(length, SHOWN - 1)]
+        if seen.next_is_right is None:
+            return chance
+        last = self._chances[min(run + seen.num_right, SHOWN - 1)]
+        return chance * (last if seen.next_is_right else 1.0 - last)
+
+    def end(self) -> None:
+        """What follows is another text, or a part of it that the draft has not seen."""
+        self.run, self._is_open = 0, False
 
     def fade(self, tokens: float) -> None:
-        """So many tokens of the text have gone by."""
-        keep = 0.5 ** (tokens / HALF_LIFE)
+        """So many tokens of the text have gone by. It never counts for less than a first guess."""
+        keep = max(0.5 ** (tokens / HALF_LIFE), min(1.0, FIRST_WEIGHT / self.judged))
         self._right *= keep
         self._judged *= keep
-        self._first *= keep
 
     @property
     def judged(self) -> float:
         """Guesses that are known, those that count less in proportion."""
-        return float(self._judged.sum()) + self._first
+        return float(self._judged.sum())
 
     @property
     def rate(self) -> float:
         """Share of guesses that are right."""
-        return float((self._right.sum() + FIRST_GUESS * self._first) / self.judged)
+        return float(self._right.sum()) / self.judged
 
     def tokens_a_round(self, gammas: Sequence[int]) -> list[float]:
         """That ``sps`` brings, for each gamma; 0 is ``ar``."""
-        chances: Floats = self._chances
-        more = np.concatenate((chances, np.full(FAR - SHOWN, chances[-1])))
-        reached = np.concatenate(([1.0], more.cumprod()))  # runs that are at least so long
-        every = reached.sum()
-        return [float(every / reached[:: gamma + 1].sum()) for gamma in gammas]
+        longer = min(SUREST, self._chances[-1])  # of all lengths that are not told apart
+        reached = np.cumprod([1.0, *self._chances[:-1], longer])  # runs of at least 0 .. SHOWN
+        every = reached[:-1].sum() + reached[-1] / (1.0 - longer)
+        found = []
+        for gamma in gammas:
+            step = gamma + 1
+            more = longer ** (-SHOWN % step) / (1.0 - longer**step)
+            found.append(float(every / (reached[:-1:step].sum() + reached[-1] * more)))
+        return found

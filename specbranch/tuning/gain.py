@@ -2,7 +2,7 @@
 
 Of ``sps`` acceptance tells (``acceptance.py``). Of ``specbranch`` it tells what ``sps`` would bring
 with the same gamma; the rounds that this would have taken over those it took, on the same text, is
-a ratio that is learnt: it hardly changes where tokens a round double or halve.
+a ratio that is learnt: it changes little where tokens a round double or halve.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .acceptance import Acceptance, rounds_of_run
+from .acceptance import Acceptance, Guesses
 from .arms import Arm
 from .belief import Belief, Prior, belief, prior_covariance
 
 IDLE = 1.5  # tokens of the text: as much older a round without a chain makes what is known of it
 PRIOR = Prior(family=0.2, smooth=0.05, own=0.02, bend=0.2)  # of the ratio's logarithm
 ROUND = 0.15  # variance of the ratio of one round
-DOUBT = 0.17  # variance that one guess leaves, by gamma
+FIRST = 1.0  # rounds that a ratio of 1 counts as: of few rounds it may be 0
+DOUBT = 0.6  # variance that one guess leaves, by gamma: neighbours are of one text, texts differ
 HALF_LIFE = 6000.0  # rounds after which a ratio counts half
 
 
@@ -42,9 +43,10 @@ class Outcome(NamedTuple):
         return self.num_accepted + 1
 
     @property
-    def next_is_right(self) -> bool | None:
-        """Of the guess behind those that are accepted."""
-        return False if self.num_accepted < self.num_drafted else self.is_right
+    def guesses(self) -> Guesses:
+        """What the round says of the draft's."""
+        is_right = False if self.num_accepted < self.num_drafted else self.is_right
+        return Guesses(self.num_accepted, is_right, self.is_cut)
 
 
 class Gain:
@@ -66,27 +68,37 @@ class Gain:
         self._rounds = np.zeros(len(arms))
 
     # ------------------------------------------------------------------ learning
-    def observe(self, arm: Arm, seen: Sequence[Outcome]) -> None:
-        """Rounds that followed one another."""
-        if arm.gamma:
-            self._acceptance.observe((each.num_accepted, each.next_is_right) for each in seen)
-        else:  # the text goes on, and nobody sees what a draft would make of it
-            self._acceptance.fade(IDLE * len(seen))
+    def observe(self, arm: Arm, seen: Sequence[Outcome], first: int = 0) -> None:
+        """Rounds of one arm, as they came; of several requests, some of each at a time.
 
-    def compare(self, arm: Arm, seen: Sequence[Outcome]) -> None:
-        """The same, and they say what branches are worth: they are neither the first nor cut."""
-        if not arm.k_max or not seen:
+        ``first``: before this one they do not say what branches are worth.
+        """
+        if not arm.gamma:  # the text goes on, and nobody sees what a draft would make of it
+            self._acceptance.end()
+            self._acceptance.fade(IDLE * len(seen))
             return
-        run, wanted = 0, 0.0
-        for each in seen:
+        if arm.k_max:
+            self._compare(arm, seen, first)
+        self._acceptance.observe(each.guesses for each in seen)
+
+    def _compare(self, arm: Arm, seen: Sequence[Outcome], first: int) -> None:
+        """Of the rounds that ``sps`` would have taken, those that end in the counted ones."""
+        run, step = self._acceptance.run, arm.gamma + 1
+        for idx, each in enumerate(seen):
+            before = run // step
             run += each.num_accepted
-            if each.next_is_right:
-                run += 1
-            else:
-                wanted += rounds_of_run(run, arm.gamma)
+            if each.is_cut:
                 run = 0
-        self._wanted[self._index[arm]] += wanted + run / (arm.gamma + 1)
-        self._rounds[self._index[arm]] += len(seen)
+                continue
+            if each.guesses.next_is_right:
+                run += 1
+                ended = run // step - before
+            else:
+                ended = run // step + 1 - before
+                run = 0
+            if idx >= first:
+                self._wanted[self._index[arm]] += ended
+                self._rounds[self._index[arm]] += 1.0
 
     def forget(self, rounds: int) -> None:
         """So many rounds have gone by."""
@@ -99,9 +111,8 @@ class Gain:
         """What is known."""
         predicted = np.log(self._acceptance.tokens_a_round([arm.gamma for arm in self._arms]))
         precision = self._rounds / ROUND
-        ratio = np.log(np.maximum(self._wanted, 1e-9) / np.maximum(self._rounds, 1e-9))
-        evidence = np.where(precision > 0.0, precision * ratio, 0.0)
-        found = belief(self._prior, np.diag(precision), evidence)
+        ratio = np.log((self._wanted + FIRST) / (self._rounds + FIRST))
+        found = belief(self._prior, np.diag(precision), precision * ratio)
         unsure = np.outer(self._hangs, self._hangs) / self._acceptance.judged
         return Belief(predicted + found.mean, found.covariance + unsure)
 

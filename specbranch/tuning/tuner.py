@@ -4,9 +4,9 @@ Tokens a round are learnt from everything that was decoded (``gain.py``), second
 arms that take turns (``pace.py``): the machine's own speed changes more than arms differ. At first
 all take turns: one or a few of each family, then all that may still be the best one, sweep by
 sweep; what is learnt in a sweep may rule out arms before their turn. Later the best arm runs, and
-the others are challengers: one is drawn with the chance that it is the best one (Thompson,
-Biometrika 25, 1933), and runs between two stretches of the best arm, as long as what that costs
-stays a small share of all time.
+the others are challengers: a few are drawn with the chance that they are the best one (Thompson,
+Biometrika 25, 1933), and take turns with it, as long as what that costs stays a small share of all
+time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.006  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
-SPARE = 0.5  # of what challengers may lose: as long as less is lost, other families get a turn
+SPARE = 0.8  # of what challengers may lose: as long as less is lost, other families get a turn
 CHALLENGERS = 4  # of one choice, at most
 SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
@@ -65,8 +65,10 @@ class Stretch:
 
     @property
     def warm_up(self) -> int:
-        """The first rounds, which do not count."""
-        return max(1, self.turn - COUNTED)
+        """The first rounds, which do not count. The first one with branches never has a chain, and
+        the next one mostly has: an even number of those behind them is nearly like all others.
+        """
+        return max(2 if self.arm.k_max else 1, self.turn - COUNTED)
 
     @property
     def to_next_look(self) -> int:
@@ -83,23 +85,22 @@ class Stretch:
         """Rounds; of a trial others stand in for some that tell nothing of it."""
         return self.rounds + self.is_trial * min(self.odd, self.rounds)
 
-    def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> list[Outcome]:
+    def add(self, seconds: Sequence[float | None], seen: Sequence[Outcome]) -> int:
         """Rounds have ended, and took so many seconds each; None: not to be compared with others.
 
         Those that the end of a request cut do not count, nor those that only wait for a chain to
         end: rounds with a chain are not like all others.
 
         Returns:
-            Those that count.
+            How many of them came too early, or too late, to count.
         """
-        waited = self.is_over
-        first = len(seen) if waited else max(0, self.warm_up - self.done)
+        first = len(seen) if self.is_over else min(len(seen), max(0, self.warm_up - self.done))
         self.done += len(seen)
         for took, outcome in zip(seconds[first:], seen[first:], strict=True):
             self.odd += took is None or outcome.is_cut
             if took is not None and not outcome.is_cut:
                 self.seconds.append(took)
-        return [outcome for outcome in seen[first:] if not outcome.is_cut]
+        return first
 
     @property
     def can_wait(self) -> bool:
@@ -157,9 +158,8 @@ class Tuner:
                 started = self._clock()
                 self.stretch = self._choose(stretch)
                 self._choosing = self._clock() - started
-            self.stretch.turn = self._rounds_of_a_turn(stretch)
-            if self.stretch.is_trial:
-                self.stretch.rounds = self.stretch.turn
+            turn = self.stretch.turn = self._rounds_of_a_turn(self.stretch.arm, stretch)
+            self.stretch.rounds = turn if self.stretch.is_trial else max(turn, self.stretch.rounds)
         return self.stretch.arm
 
     def observe(
@@ -178,11 +178,12 @@ class Tuner:
             seen: what became of their chains.
             changing: seconds that changing to this arm from another one took.
         """
-        self._gain.observe(stretch.arm, seen)
-        if stretch is self.stretch:  # else another request of this engine has gone on to the next
-            stretch.changing += changing
-            self._gain.compare(stretch.arm, stretch.add(seconds, seen))
-            self._heed(stretch)
+        if stretch is not self.stretch:  # another request of this engine has gone on to the next
+            self._gain.observe(stretch.arm, seen, len(seen))
+            return
+        stretch.changing += changing
+        self._gain.observe(stretch.arm, seen, stretch.add(seconds, seen))
+        self._heed(stretch)
 
     def _heed(self, stretch: Stretch) -> None:
         """Choose again soon where the text has changed, so that chains promise something else."""
@@ -268,7 +269,8 @@ class Tuner:
                 break
             behind = float(speed[self._best_index] - speed[self.arms.index(arm)])
             turns += [_turn(arm, SWITCH + max(0.0, 1.0 - math.exp(-behind))), _turn(self.best)]
-            spent[arm.family] += turns[-2].behind * TURN * last.a_round
+            rounds, a_round = self._rounds_of_a_turn(arm, last), self._expected_round(arm, last)
+            spent[arm.family] += turns[-2].behind * rounds * a_round
             if sum(spent.values()) > allowed:
                 break
         return turns[:-1]
@@ -289,7 +291,7 @@ class Tuner:
         return max(same, key=lambda idx: float(speed[idx]))
 
     def _rounds_to_choose(self, last: Stretch) -> int:
-        """After so many rounds another choice costs no more than its share."""
+        """After so many rounds another choice costs about its share."""
         rounds = self._choosing / (SHARE * last.a_round) if last.a_round else 0.0
         return int(min(LONGEST, max(SHORTEST, rounds)))
 
@@ -298,15 +300,19 @@ class Tuner:
         rounds = sum(self.rounds.values())
         return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
 
-    def _rounds_of_a_turn(self, before: Stretch) -> int:
+    def _rounds_of_a_turn(self, arm: Arm, before: Stretch) -> int:
         """Long rounds need no mean of many: what disturbs one of them is short beside it."""
         if not before.a_round:
             return TURN
         enough = min(TURN, max(SHORT_TURN, math.ceil(ENOUGH / before.a_round)))
+        warm = min(MOST_WARM, int(WARM / self._expected_round(arm, before)))
+        return max(enough, warm + COUNTED)
+
+    def _expected_round(self, arm: Arm, before: Stretch) -> float:
+        """Seconds, by those of the stretch before."""
         pace = self._pace.belief().mean
-        at, last = (self.arms.index(each.arm) for each in (self.stretch, before))
-        a_round = before.a_round * math.exp(pace[at] - pace[last])
-        return max(enough, min(MOST_WARM, int(WARM / a_round)) + COUNTED)
+        slower = pace[self.arms.index(arm)] - pace[self.arms.index(before.arm)]
+        return float(before.a_round * np.exp(slower))
 
     @property
     def _best_index(self) -> int:

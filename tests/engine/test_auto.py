@@ -163,10 +163,10 @@ def test_a_draft_that_is_asked_late_reads_what_it_has_missed() -> None:
 
 
 def reported(arm: Arm, look: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list, Stretch]:
-    """What a settled engine reports of each round of three requests, and their sum."""
+    """What a settled engine reports of each round of three requests, and their stretch."""
     seen: list = []
     monkeypatch.setattr("specbranch.tuning.tuner.LOOK", look)
-    monkeypatch.setattr(Gain, "observe", lambda self, arm, outcomes: seen.extend(outcomes))
+    monkeypatch.setattr(Gain, "observe", lambda self, arm, outcomes, first: seen.extend(outcomes))
     engine = settled_engine(arm)
     for seed in range(3):
         engine.generate([1, 2], SamplingParams(max_new_tokens=90, temperature=1.0, seed=seed))
@@ -248,7 +248,7 @@ def test_where_chains_promise_something_else_it_chooses_again_soon(
     for _ in range(300):
         tuner._gain.observe(arm, [Outcome(3, 3)])
     tuner.stretch = Stretch(arm, 10**6, is_trial=False, promise=tuner._promise(arm))
-    for _ in range(4):
+    for _ in range(40):
         tuner.observe(tuner.stretch, [0.1] * 10, [Outcome(3, accepted)] * 10)
     tuner._plan = [Stretch(Arm("ar"), 10)]
     assert (tuner.next_arm() == Arm("ar")) == is_news

@@ -72,7 +72,7 @@ def test_a_chain_that_never_ends_puts_a_change_off_by_one_turn() -> None:
 
 
 def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
-    """They are short and bring little; others stand in for them, as far as there are any."""
+    """They are short; others stand in for them, as far as there are any."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     while tuner.next_arm() != Arm("sps", SETTINGS.gamma):
         _rounds_of_next(tuner, 0.05)
@@ -89,7 +89,7 @@ def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
 
 
 def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
-    """What they bring counts, and their seconds do not."""
+    """Their seconds do not count."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     _rounds_of_next(tuner, 0.05)
     tuner.next_arm()
