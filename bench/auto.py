@@ -6,10 +6,10 @@
 
 Several engines with that policy, each of which knows nothing at first, take turns with the fixed
 choices, prompt by prompt, each time in another order, and go through the prompts several times.
-Learning is included. ``ar`` takes part twice: how far these two are apart is what the clock cannot
-tell. Of a GGUF file or a checkpoint directory the draft is its int8 copy; ``--sigma`` puts noise in
-the demo pair's (bench/worse_draft.py), so that drafting may not pay at all. Tokens must be
-``ar``'s, else the exit code is 1.
+Learning is included. ``ar`` takes part twice (but for ``--no-control``): how far these two are
+apart is what the clock cannot tell. Of a GGUF file or a checkpoint directory the draft is its int8
+copy; ``--sigma`` puts noise in the demo pair's (bench/worse_draft.py), so that drafting may not pay
+at all. Tokens must be ``ar``'s, else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def main() -> int:
     found = []
     for temperature in args.temperatures:
         params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=temperature)
-        contestants = list(_contestants(target, draft, args.fixed, args.autos))
+        contestants = list(
+            _contestants(target, draft, args.fixed, args.autos, control=args.control)
+        )
         about = {"temperature": temperature, "passes": args.passes}
         found.append(about | _measured(contestants, prompts, params))
         sys.stdout.write(report_auto.table(found[-1]) + "\n")
@@ -75,9 +77,12 @@ def _described(path: Path | None, sigma: float) -> str:
     return f"demo pair, noise of {sigma:g} sigma in the draft" if sigma else "demo pair"
 
 
-def _contestants(target: Any, draft: Any, fixed: Sequence[str], autos: int) -> Iterator[Contestant]:
+def _contestants(
+    target: Any, draft: Any, fixed: Sequence[str], autos: int, *, control: bool
+) -> Iterator[Contestant]:
     """``ar`` first; all verify as ``auto`` does, so that all tokens are the same."""
-    for name, text in (("ar", "ar"), (report_auto.CONTROL, "ar"), *zip(fixed, fixed, strict=True)):
+    plain = [("ar", "ar"), *[(report_auto.CONTROL, "ar")] * control]
+    for name, text in (*plain, *zip(fixed, fixed, strict=True)):
         method = parse_method(text)
         coupled = replace(method, name=name, settings={**method.settings, "verify": "coupled"})
         yield Contestant(coupled, target, draft, None, None)
@@ -120,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--sigma", type=float, default=0.0, help="noise in the demo pair's draft")
     add("--fixed", nargs="+", default=FIXED, help="policy:setting=value,... beside ar")
     add("--autos", type=int, default=4, help="engines with policy auto")
+    add("--no-control", dest="control", action="store_false", help="ar once only, to save time")
     add("--temperatures", type=float, nargs="+", default=[0.0])
     add("--prompts", default="humaneval", help="humaneval, or a file of prompts")
     add("--n", type=int, default=164, help="how many prompts")

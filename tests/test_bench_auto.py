@@ -36,6 +36,9 @@ def test_result_and_tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         assert run["tokens"] <= 32 and run["different"] == []
         speed = run["tokens"] / sum(run["seconds"]["auto 1"])
         assert run["tokens_per_second"]["auto 1"] == pytest.approx(speed, rel=1e-3)
+    assert run_script(monkeypatch, tmp_path / "shorter.json", "--no-control") == 0
+    (shorter, _) = json.loads((tmp_path / "shorter.json").read_text())["runs"]
+    assert set(shorter["seconds"]) == {"ar", "sps:gamma=2", "auto 1", "auto 2"}
     text = report_auto.tables(result)
     assert text.count("| `auto 2` |") == 2 and "2 humaneval prompts, gone through 2 times" in text
 
