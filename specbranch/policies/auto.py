@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
 
 from ..lanes import Lanes
 from ..session import Committed, Session, Settings
@@ -31,13 +30,9 @@ DEFAULTS: dict[str, int | str] = {"gamma": 8, "k_max": 4, "verify": "coupled"}
 BEGINNING = 0.008
 
 
-class _Round(NamedTuple):
-    """What a round committed, by the clock, and the longest chain it had room for."""
-
-    committed: Committed
-    started: float
-    ended: float
-    room: int
+# What a round committed, when it began and ended by the clock, and, of arms with branches, the
+# longest chain it had room for. There are many: a plain tuple is made in no time.
+_Round = tuple[Committed, float, float, int]
 
 
 class Auto:
@@ -93,9 +88,10 @@ class Auto:
         if not self._left:
             self._look(session)
         self._left -= 1
-        room, started = session.chain_room(), time.perf_counter()
+        room = session.chain_room() if self._arm.k_max else 0
+        started = time.perf_counter()
         committed = self._inner.round(session)
-        self._unseen.append(_Round(committed, started, time.perf_counter(), room))
+        self._unseen.append((committed, started, time.perf_counter(), room))
         return committed
 
     def _look(self, session: Session) -> None:
@@ -117,11 +113,11 @@ class Auto:
         if self._stretch is None or not rounds:
             return
         if self._arm.gamma:
-            seen = [self._outcome(each) for each in rounds]
+            seen = [self._outcome(committed, room) for committed, _, _, room in rounds]
         else:
             seen = [Outcome(0, 0)] * len(rounds)
         steady = self._began + BEGINNING
-        seconds = [r.ended - r.started if r.started > steady else None for r in rounds]
+        seconds = [ended - started if started > steady else None for _, started, ended, _ in rounds]
         self.tuner.observe(self._stretch, seconds, seen, changing=changing)
 
     @property
@@ -141,12 +137,12 @@ class Auto:
         else:
             self._inner = SpeculativeSampling() if arm.gamma else Autoregressive()
 
-    def _outcome(self, done: _Round) -> Outcome:
+    def _outcome(self, committed: Committed, room: int) -> Outcome:
         """What became of a round's chain, and of the draft's best guess behind it."""
-        committed, arm = done.committed, self._arm
+        arm = self._arm
         num_drafted, num_accepted = committed.num_drafted, committed.origins.count("chain")
         if not arm.k_max:
             return Outcome(num_drafted, num_accepted, is_cut=num_drafted < arm.gamma)
         # Behind the chain come a token at the branch point, and branches.
-        is_cut = done.room <= num_drafted + arm.gamma
+        is_cut = room <= num_drafted + arm.gamma
         return Outcome(num_drafted, num_accepted, committed.survivor == 0, is_cut)
