@@ -41,14 +41,14 @@ FIXED = ("sps:gamma=1", "sps:gamma=2", "sps:gamma=3", "sps:gamma=4", "sps:gamma=
 def main() -> int:
     """Run what the command line asks for."""
     args = _parser().parse_args()
-    target, draft, tokenizer = _models(args.gguf, args.sigma)
+    target, draft, tokenizer = models_of(args.gguf, args.sigma)
     once = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
     prompts = once * args.passes
     found = []
     for temperature in args.temperatures:
         params = SamplingParams(max_new_tokens=args.max_new_tokens, temperature=temperature)
         contestants = list(
-            _contestants(target, draft, args.fixed, args.autos, control=args.control)
+            contestants_of(target, draft, args.fixed, args.autos, control=args.control)
         )
         about = {"temperature": temperature, "passes": args.passes}
         found.append(about | _measured(contestants, prompts, params))
@@ -63,7 +63,8 @@ def main() -> int:
     return int(any(run["different"] for run in found))
 
 
-def _models(path: Path | None, sigma: float) -> tuple[Any, Any, Any]:
+def models_of(path: Path | None, sigma: float) -> tuple[Any, Any, Any]:
+    """Target, draft and tokenizer: of a file, else the demo pair, with noise in the draft."""
     if path is None:
         target, draft, tokenizer = demo_pair()
         return target, worse_draft.noisy_draft(sigma) if sigma else draft, tokenizer
@@ -77,7 +78,7 @@ def _described(path: Path | None, sigma: float) -> str:
     return f"demo pair, noise of {sigma:g} sigma in the draft" if sigma else "demo pair"
 
 
-def _contestants(
+def contestants_of(
     target: Any, draft: Any, fixed: Sequence[str], autos: int, *, control: bool
 ) -> Iterator[Contestant]:
     """``ar`` first; all verify as ``auto`` does, so that all tokens are the same."""

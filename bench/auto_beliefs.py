@@ -15,21 +15,29 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import auto
 import machine
-import worse_draft
 
-from specbranch import Engine, SamplingParams, demo_pair
+from specbranch import SamplingParams
+from specbranch.comparison.measure import Contestant
+from specbranch.comparison.run import interleaved, warm_up
+from specbranch.comparison.runs import Run
 from specbranch.prompts import read_prompts
 from specbranch.tuning import Arm
 
 REFERENCE = Arm("sps", 3)
-FIXED = (Arm("ar"), Arm("sps", 2), REFERENCE, Arm("sps", 4), Arm("specbranch", 4, 4, "serial"))
+FIXED = {
+    "ar": Arm("ar"),
+    "sps:gamma=2": Arm("sps", 2),
+    "sps:gamma=3": REFERENCE,
+    "sps:gamma=4": Arm("sps", 4),
+    "specbranch:gamma=4,k_max=4,draft_stage=serial": Arm("specbranch", 4, 4, "serial"),
+}
 AROUND = 20  # prompts, on either side
 
 
@@ -41,41 +49,28 @@ class Belief(NamedTuple):
     seconds: dict[Arm, float]
 
 
-class Run(NamedTuple):
-    """One prompt."""
-
-    tokens: int
-    rounds: int
-    seconds: float  # after the prompt was processed
-
-
 def main() -> int:
     """Run what the command line asks for."""
     args = _parser().parse_args()
-    target, draft, tokenizer = demo_pair()
-    if args.sigma:
-        draft = worse_draft.noisy_draft(args.sigma)
+    target, draft, tokenizer = auto.models_of(None, args.sigma)
     prompts = [tokenizer.encode(text) for text in read_prompts(args.prompts, args.n)]
-    fixed = {arm: Engine(target, draft, verify="coupled", **_settings(arm)) for arm in FIXED}
-    autos = [Engine(target, draft, policy="auto") for _ in range(args.autos)]
     params = SamplingParams(max_new_tokens=args.max_new_tokens)
-    for engine in fixed.values():
-        engine.generate(prompts[0], params)
-    runs: dict[Arm, list[Run]] = {arm: [] for arm in FIXED}
-    beliefs: list[list[Belief]] = [[] for _ in autos]
-    order: list[Any] = [*FIXED, *range(len(autos))]
-    for prompt in prompts:
-        for who in random.sample(order, len(order)):
-            if isinstance(who, Arm):
-                stats = fixed[who].generate(prompt, params).stats
-                runs[who].append(Run(stats.new_tokens, stats.rounds, stats.decode_seconds))
-            else:
-                autos[who].generate(prompt, params)
-                beliefs[who].append(_believed(autos[who]))
+    fixed = [name for name in FIXED if name != "ar"]
+    all_of_them = auto.contestants_of(target, draft, fixed, args.autos, control=False)
+    contestants = {each.method.name: each for each in all_of_them}
+    for name in FIXED:
+        warm_up(contestants[name], prompts[0], params)
+    runs: dict[Arm, list[Run]] = {arm: [] for arm in FIXED.values()}
+    beliefs: dict[str, list[Belief]] = {name: [] for name in contestants if name not in FIXED}
+    for run in interleaved(list(contestants.values()), prompts, params, 1, lambda name: None):
+        if run.method in FIXED:
+            runs[FIXED[run.method]].append(run)
+        else:
+            beliefs[run.method].append(_believed(contestants[run.method]))
     found = [
-        {"engine": idx + 1, "prompt": at + 1, **_errors(beliefs[idx][at], runs, at)}
+        {"engine": name, "prompt": at + 1, **_errors(some[at], runs, at)}
         for at in _shown(len(prompts))
-        for idx in range(len(autos))
+        for name, some in beliefs.items()
     ]
     sys.stdout.write(_table(found))
     if args.out is not None:
@@ -84,17 +79,8 @@ def main() -> int:
     return 0
 
 
-def _settings(arm: Arm) -> dict[str, Any]:
-    settings: dict[str, Any] = {"policy": arm.policy}
-    if arm.gamma:
-        settings["gamma"] = arm.gamma
-    if arm.k_max:
-        settings |= {"k_max": arm.k_max, "draft_stage": arm.draft_stage}
-    return settings
-
-
-def _believed(engine: Engine) -> Belief:
-    tuner = engine._method.tuner
+def _believed(contestant: Contestant) -> Belief:
+    tuner = contestant._engine._method.tuner
     tokens, seconds = tuner.beliefs()
     return Belief(
         tuner.best,
@@ -121,11 +107,13 @@ def _beside_reference(believed: dict[Arm, float], so: dict[Arm, float]) -> dict[
 
 
 def _tokens_a_round(runs: Sequence[Run]) -> float:
-    return sum(run.tokens for run in runs) / sum(run.rounds for run in runs)
+    return sum(len(run.tokens) for run in runs) / sum(run.counters["rounds"] for run in runs)
 
 
 def _seconds_a_round(runs: Sequence[Run]) -> float:
-    return sum(run.seconds for run in runs) / sum(run.rounds for run in runs)
+    """After the prompt was processed."""
+    seconds = sum(run.seconds - run.prefill_seconds for run in runs)
+    return seconds / sum(run.counters["rounds"] for run in runs)
 
 
 def _name(arm: Arm) -> str:
@@ -142,7 +130,7 @@ def _table(found: Sequence[dict[str, Any]]) -> str:
     rows = [["prompts", "engine", "runs", *heads], ["---"] * (3 + len(heads))]
     for each in found:
         errors = [f"{each['tokens'][name]:+.3f}, {each['seconds'][name]:+.3f}" for name in names]
-        rows.append([str(each["prompt"]), str(each["engine"]), each["best"], *errors])
+        rows.append([str(each["prompt"]), each["engine"], each["best"], *errors])
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -177,9 +177,7 @@ class Committed:
     tokens: list[int]
     origins: list[str]  # chain, branch, recovered, bonus or plain
     num_drafted: int  # of the chain, accepted or not
-    survivor: int = (
-        -1
-    )  # branch that the last token was the head of, in the order of growing; -1: none
+    survivor: int = -1  # as in Verdict
 
 
 class Session:

@@ -15,9 +15,7 @@ import numpy as np
 
 HALF_LIFE = 1600.0  # tokens of the text after which what it showed counts half: texts differ
 SHOWN = 32  # lengths of a run that are told apart
-ALIKE = (
-    8.0  # guesses that a chance counts as which is known of others: of all, and of the run before
-)
+ALIKE = 8.0  # guesses that what is known of all runs, and of the next shorter one, counts as
 FIRST_GUESS, FIRST_WEIGHT = 0.7, 8.0
 SUREST = 0.999  # chance that a guess behind a long run holds, at most
 
@@ -44,18 +42,22 @@ class Acceptance:
         self._is_open = False  # whether it is not known if the last guess was right
         self.run = 0  # right guesses up to here, or up to that one
 
-    def observe(self, rounds: Iterable[Guesses]) -> None:
+    def observe(self, rounds: Iterable[Guesses]) -> list[int]:
         """Rounds that followed one another.
 
         A guess that nobody has asked for was right with a chance that the next round tells
         (Bayes): what it shows is likelier behind a longer run, or behind none. It counts for so
         much, and the run goes on or ends as is drawn.
+
+        Returns:
+            How many guesses were right before each of the rounds.
         """
-        right, judged = [0.0] * SHOWN, [0.0] * SHOWN
+        right, judged, runs = [0.0] * SHOWN, [0.0] * SHOWN, []
         tokens = 0
         for each in rounds:
             if self._is_open:
                 self._close(each, right, judged)
+            runs.append(self.run)
             tokens += each.num_right + 1
             for length in range(self.run, self.run + each.num_right):
                 right[min(length, SHOWN - 1)] += 1.0
@@ -73,13 +75,17 @@ class Acceptance:
         self.fade(tokens)
         self._right += right
         self._judged += judged
-        self._chances, last = [], self.rate
-        for right_here, judged_here in zip(
-            self._right.tolist(), self._judged.tolist(), strict=True
-        ):
-            like = (self.rate + last) / 2.0
-            last = (right_here + ALIKE * like) / (judged_here + ALIKE)
-            self._chances.append(last)
+        self._chances = self._known()
+        return runs
+
+    def _known(self) -> list[float]:
+        """Chances, by length: of what was seen of one, of all, and of the next shorter one."""
+        rate = last = self.rate
+        chances = []
+        for right, judged in zip(self._right.tolist(), self._judged.tolist(), strict=True):
+            last = (right + ALIKE * (rate + last) / 2.0) / (judged + ALIKE)
+            chances.append(last)
+        return chances
 
     def _close(self, following: Guesses, right: list[float], judged: list[float]) -> None:
         """Whether the guess was right that nobody has asked for."""

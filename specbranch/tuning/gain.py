@@ -38,11 +38,6 @@ class Outcome(NamedTuple):
     is_cut: bool = False
 
     @property
-    def num_tokens(self) -> int:
-        """That the round brought: to what is accepted the target adds one of its own."""
-        return self.num_accepted + 1
-
-    @property
     def guesses(self) -> Guesses:
         """What the round says of the draft's."""
         is_right = False if self.num_accepted < self.num_drafted else self.is_right
@@ -58,7 +53,8 @@ class Gain:
     """
 
     def __init__(self, arms: Sequence[Arm], rng: np.random.Generator) -> None:
-        self._arms, self._index = list(arms), {arm: idx for idx, arm in enumerate(arms)}
+        self._index = {arm: idx for idx, arm in enumerate(arms)}
+        self._gammas, self._which = np.unique([arm.gamma for arm in arms], return_inverse=True)
         self._acceptance = Acceptance(rng)
         branching = np.array([arm.k_max > 0 for arm in arms])  # of others acceptance says all
         self._prior = np.outer(branching, branching) * prior_covariance(arms, PRIOR)
@@ -77,28 +73,23 @@ class Gain:
             self._acceptance.end()
             self._acceptance.fade(IDLE * len(seen))
             return
+        guesses = [each.guesses for each in seen]
+        runs = self._acceptance.observe(guesses)
         if arm.k_max:
-            self._compare(arm, seen, first)
-        self._acceptance.observe(each.guesses for each in seen)
+            self._compare(arm, guesses[first:], runs[first:])
 
-    def _compare(self, arm: Arm, seen: Sequence[Outcome], first: int) -> None:
-        """Of the rounds that ``sps`` would have taken, those that end in the counted ones."""
-        run, step = self._acceptance.run, arm.gamma + 1
-        for idx, each in enumerate(seen):
-            before = run // step
-            run += each.num_accepted
-            if each.is_cut:
-                run = 0
+    def _compare(self, arm: Arm, guesses: Sequence[Guesses], runs: Sequence[int]) -> None:
+        """Of the rounds that ``sps`` would have taken, those that end in these ones.
+
+        ``runs``: right guesses before each of them.
+        """
+        at, step = self._index[arm], arm.gamma + 1
+        for (num_right, next_is_right, is_end), run in zip(guesses, runs, strict=True):
+            if is_end:
                 continue
-            if each.guesses.next_is_right:
-                run += 1
-                ended = run // step - before
-            else:
-                ended = run // step + 1 - before
-                run = 0
-            if idx >= first:
-                self._wanted[self._index[arm]] += ended
-                self._rounds[self._index[arm]] += 1.0
+            length = run + num_right + bool(next_is_right)
+            self._wanted[at] += length // step - run // step + (not next_is_right)
+            self._rounds[at] += 1.0
 
     def forget(self, rounds: int) -> None:
         """So many rounds have gone by."""
@@ -109,7 +100,7 @@ class Gain:
     # ------------------------------------------------------------------ predicting
     def belief(self) -> Belief:
         """What is known."""
-        predicted = np.log(self._acceptance.tokens_a_round([arm.gamma for arm in self._arms]))
+        predicted = np.log(self._acceptance.tokens_a_round(self._gammas.tolist()))[self._which]
         precision = self._rounds / ROUND
         ratio = np.log((self._wanted + FIRST) / (self._rounds + FIRST))
         found = belief(self._prior, np.diag(precision), precision * ratio)

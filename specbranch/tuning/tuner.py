@@ -262,22 +262,24 @@ class Tuner:
         root = HOPE * np.linalg.cholesky(covariance + 1e-9 * np.eye(len(speed)))
         turns: list[Stretch] = []
         for _ in range(CHALLENGERS):
-            arm = self._challenger(
-                speed + root @ self.rng.standard_normal(len(speed)), speed, spent
-            )
+            drawn = speed + root @ self.rng.standard_normal(len(speed))
+            arm = self._challenger(drawn, speed, spent, allowed)
             if arm is None:
                 break
-            behind = float(speed[self._best_index] - speed[self.arms.index(arm)])
-            turns += [_turn(arm, SWITCH + max(0.0, 1.0 - math.exp(-behind))), _turn(self.best)]
-            rounds, a_round = self._rounds_of_a_turn(arm, last), self._expected_round(arm, last)
-            spent[arm.family] += turns[-2].behind * rounds * a_round
+            ratio = math.exp(speed[self.arms.index(arm)] - speed[self._best_index])
+            behind = SWITCH + max(0.0, 1.0 - ratio)
+            turns += [_turn(arm, behind), _turn(self.best)]
+            seconds = self._rounds_of_a_turn(arm, last) * self._expected_round(arm, last)
+            spent[arm.family] += behind * seconds
             if sum(spent.values()) > allowed:
                 break
         return turns[:-1]
 
-    def _challenger(self, drawn: Floats, speed: Floats, spent: dict[str, float]) -> Arm | None:
+    def _challenger(
+        self, drawn: Floats, speed: Floats, spent: dict[str, float], allowed: float
+    ) -> Arm | None:
         """Of speeds that were drawn the best one's, or one of a family that is hardly seen."""
-        other, best, allowed = int(drawn.argmax()), self._best_index, self._allowance()
+        other, best = int(drawn.argmax()), self._best_index
         is_drawn = drawn[other] >= drawn[best] + WORTH
         # A belief that is wrong and sure must be put right, too.
         family = min((name for name in spent if name != self.best.family), key=spent.__getitem__)
@@ -312,7 +314,7 @@ class Tuner:
         """Seconds, by those of the stretch before."""
         pace = self._pace.belief().mean
         slower = pace[self.arms.index(arm)] - pace[self.arms.index(before.arm)]
-        return float(before.a_round * np.exp(slower))
+        return before.a_round * math.exp(slower)
 
     @property
     def _best_index(self) -> int:

@@ -22,7 +22,7 @@ class Round:
 
     @property
     def tokens(self) -> int:
-        return self.outcome.num_tokens
+        return self.outcome.num_accepted + 1  # the target adds one of its own
 
 
 @dataclass
