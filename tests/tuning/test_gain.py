@@ -26,9 +26,9 @@ def run(gain: Gain, arm: Arm, world: World, rounds: int, turn: int = 20) -> floa
     tokens = 0
     for _ in range(rounds // turn):
         world.switch()
-        seen = [world.round(arm).outcome for _ in range(turn)]
-        gain.observe(arm, seen, first=2)
-        tokens += sum(each.num_tokens for each in seen[2:])
+        rounds_of_turn = [world.round(arm) for _ in range(turn)]
+        gain.observe(arm, [each.outcome for each in rounds_of_turn], first=2)
+        tokens += sum(each.tokens for each in rounds_of_turn[2:])
     return tokens / (rounds // turn * (turn - 2))
 
 
@@ -99,6 +99,24 @@ def test_rounds_that_do_not_count_say_nothing_of_branches() -> None:
     assert after.covariance[at, at] - after.covariance[sps, sps] == pytest.approx(
         before.covariance[at, at] - before.covariance[sps, sps]
     )
+
+
+def test_a_round_that_a_request_cuts_says_nothing_of_branches_and_ends_a_run() -> None:
+    """Of two engines one has a cut round, of many right guesses, between any two others."""
+    arm, (gain, cut) = Arm("specbranch", 4, 2), (new_gain(), new_gain())
+    for _ in range(200):
+        gain.observe(arm, [Outcome(2, 2, is_right=False), Outcome(0, 0, is_right=False)])
+        cut.observe(
+            arm,
+            [
+                Outcome(2, 2, is_right=False),
+                Outcome(4, 4, is_right=False, is_cut=True),
+                Outcome(0, 0, is_right=False),
+            ],
+        )
+    at = ARMS.index(arm)
+    assert cut._rounds[at] == gain._rounds[at] == 400
+    assert cut._wanted[at] == gain._wanted[at] == 400
 
 
 def test_an_arm_with_branches_tells_of_those_that_are_like_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -71,12 +72,14 @@ def test_a_chain_that_never_ends_puts_a_change_off_by_one_turn() -> None:
     assert _rounds_of_next(tuner, 0.05, has_chain=True) == 2 * 4
 
 
-def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
-    """They are short; others stand in for them, as far as there are any."""
+def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are short and bring little; others stand in for them, as far as there are any."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     while tuner.next_arm() != Arm("sps", SETTINGS.gamma):
         _rounds_of_next(tuner, 0.05)
-    stretch, rounds = tuner.stretch, 0
+    stretch, rounds, counted = tuner.stretch, 0, _counted_by(tuner, monkeypatch)
     while tuner.stretch is stretch:
         is_cut = rounds % 2 > 0
         drafted = 1 if is_cut else SETTINGS.gamma
@@ -86,19 +89,23 @@ def test_rounds_that_a_request_cuts_tell_nothing_of_their_arm() -> None:
         tuner.next_arm()
     assert rounds == 2 * stretch.rounds - 1, "the last one was whole"
     assert set(stretch.seconds) == {0.05}
+    assert len([each for each in counted if not each.is_cut]) == len(stretch.seconds) > 0
 
 
-def test_a_trial_waits_for_rounds_that_no_beginning_slows_down() -> None:
-    """Their seconds do not count."""
+def test_a_trial_waits_for_rounds_that_no_beginning_slows_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What they bring counts, and their seconds do not."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     _rounds_of_next(tuner, 0.05)
     tuner.next_arm()
     stretch, slow = tuner.stretch, [False, False, True, True, False, False]
+    counted = _counted_by(tuner, monkeypatch)
     for idx, each in enumerate(slow):
         assert not stretch.is_over, idx
         tuner.observe(stretch, [None if each else 0.05], [Outcome(stretch.arm.gamma, 0)])
     assert stretch.is_over and stretch.rounds == 4 and stretch.warm_up == 1
-    assert len(stretch.seconds) == 3
+    assert (len(stretch.seconds), len(counted)) == (3, 5)
 
 
 def test_both_ends_of_a_stretch_stand_beside_what_ran_around_it() -> None:
@@ -147,7 +154,9 @@ def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
 
 
 @pytest.mark.parametrize("is_trial", [True, False])
-def test_rounds_that_wait_for_a_chain_to_end_do_not_count(is_trial: bool) -> None:
+def test_rounds_that_wait_for_a_chain_to_end_do_not_count(
+    is_trial: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They all have a chain, so they are not like the arm's others."""
     tuner = Tuner(SETTINGS, clock=lambda: 0.0)
     _rounds_of_next(tuner, 0.05)
@@ -155,8 +164,22 @@ def test_rounds_that_wait_for_a_chain_to_end_do_not_count(is_trial: bool) -> Non
     stretch = tuner.stretch
     if not is_trial:
         stretch.is_trial, stretch.rounds = False, 40
+    counted = _counted_by(tuner, monkeypatch)
     assert _rounds_of_next(tuner, 0.05, has_chain=True) > stretch.rounds
-    assert len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
+    assert len(counted) == len(stretch.seconds) == stretch.rounds - stretch.warm_up > 0
+
+
+def _counted_by(tuner: Tuner, monkeypatch: pytest.MonkeyPatch) -> list[Outcome]:
+    """The rounds, from now on, that say what an arm brings."""
+    counted: list[Outcome] = []
+    observe = tuner._gain.observe
+
+    def watched(arm: Arm, seen: Sequence[Outcome], first: int) -> None:
+        counted.extend(seen[first:])
+        observe(arm, seen, first)
+
+    monkeypatch.setattr(tuner._gain, "observe", watched)
+    return counted
 
 
 def _swept_tuner() -> Tuner:
