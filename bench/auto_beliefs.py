@@ -33,6 +33,7 @@ from specbranch.tuning import Arm
 REFERENCE = Arm("sps", 3)
 FIXED = {
     "ar": Arm("ar"),
+    "sps:gamma=1": Arm("sps", 1),
     "sps:gamma=2": Arm("sps", 2),
     "sps:gamma=3": REFERENCE,
     "sps:gamma=4": Arm("sps", 4),

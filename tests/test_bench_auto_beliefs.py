@@ -60,5 +60,5 @@ def test_result_and_table(
     assert [(each["prompt"], each["engine"]) for each in found] == [
         (prompt, engine) for prompt in (5, 6) for engine in ("auto 1", "auto 2")
     ]
-    assert all(len(each["tokens"]) == len(each["seconds"]) == 4 for each in found)
+    assert all(len(each["tokens"]) == len(each["seconds"]) == 5 for each in found)
     assert capsys.readouterr().out.count("\n") == 2 + 4

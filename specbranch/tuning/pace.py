@@ -22,6 +22,7 @@ from .belief import Belief, Floats, Ints, Prior, belief, prior_covariance
 
 PRIOR = Prior(family=0.35, smooth=0.03, own=0.03, slope=1.0, bend=0.2, width=0.15, drafts=0.25)
 SPREAD, FREEDOM = 0.15, 3.0  # of the logarithm of a ratio: scale and degrees of freedom
+TOLD = 0.5  # of a ratio's weight: the fit chooses the weights, and each turn is in two ratios
 FITS = 2  # of the weights, which the last ones were nearly right for already
 HICCUP = 3.0  # a round counts as at most so many times its turn's median
 MOST = 1200  # ratios that are remembered
@@ -77,7 +78,7 @@ class Pace:
         """All ratios, each with the weight that the others give it."""
         pairs, seen = self._pairs[: self._num_ratios], self._logs[: self._num_ratios]
         ages = now - self._times[: self._num_ratios]
-        worth = 0.5 ** (ages / HALF_LIFE) * (FREEDOM + 1.0)
+        worth = TOLD * 0.5 ** (ages / HALF_LIFE) * (FREEDOM + 1.0)
         found = self._belief
         for _ in range(FITS):
             off = seen - (found.mean - found.mean[:, None]).ravel()[pairs]

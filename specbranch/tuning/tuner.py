@@ -23,12 +23,13 @@ from ..session import Settings
 from .arms import Arm, arms_of
 from .belief import Belief, Floats
 from .gain import Gain, Outcome
-from .pace import Pace, Turn, turn_of
+from .pace import HICCUP, Pace, Turn, turn_of
 
 TURN, SHORT_TURN = 6, 4  # rounds, at least: of short ones, of long ones
 COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 WARM, MOST_WARM = 0.006, 8  # seconds, rounds: caches hold what was used before
+WARM_AR, MOST_WARM_AR = 0.016, 20  # of rounds that hardly use the caches for anything but weights
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
@@ -39,13 +40,13 @@ LOOK = 128  # rounds, at most, after which it is told what became of them
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.004  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
+SWITCH = 0.1  # share of a challenger's time that changing is thought to cost, before it is measured
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 SPARE = 0.7  # of what challengers may lose: as long as less is lost, other families get a turn
 CHALLENGERS = 4  # of one choice, at most
 SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
-SWITCH = 0.1  # share of a challenger's time that changing costs, beside what is measured
 
 
 @dataclass
@@ -56,11 +57,13 @@ class Stretch:
     rounds: int
     turn: int = TURN  # rounds that say how long its rounds take, and those before them
     behind: float = 0.0  # share of its time that it is thought to lose
+    challenger: Arm | None = None  # whom its changing is charged to: itself, or the one before it
     is_trial: bool = True  # whether others run beside it, to be compared with
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     done: int = 0
     odd: int = 0  # of these, at the beginning or the end of a request
     seconds: list[float] = field(default_factory=list)  # of rounds that were timed
+    early: list[float] = field(default_factory=list)  # of those before them
     changing: float = 0.0  # seconds
 
     @property
@@ -73,7 +76,8 @@ class Stretch:
     @property
     def to_next_look(self) -> int:
         """Rounds, at least one: looking costs time, and slows down the rounds that follow."""
-        return min(LOOK, max(1, self._most - self.done))
+        left = max(1, self._most - self.done)
+        return min(LOOK, left) if self.arm.gamma else left  # nothing is seen without a draft
 
     @property
     def is_over(self) -> bool:
@@ -94,12 +98,17 @@ class Stretch:
         Returns:
             How many of them came too early, or too late, to count.
         """
-        first = len(seen) if self.is_over else min(len(seen), max(0, self.warm_up - self.done))
+        if self.is_over:
+            self.done += len(seen)
+            return len(seen)
+        first = min(len(seen), max(0, self.warm_up - self.done))
         self.done += len(seen)
-        for took, outcome in zip(seconds[first:], seen[first:], strict=True):
-            self.odd += took is None or outcome.is_cut
-            if took is not None and not outcome.is_cut:
-                self.seconds.append(took)
+        for idx, (took, outcome) in enumerate(zip(seconds, seen, strict=True)):
+            is_early = idx < first
+            if took is None or outcome.is_cut:
+                self.odd += not is_early
+            else:
+                (self.early if is_early else self.seconds).append(took)
         return first
 
     @property
@@ -111,6 +120,12 @@ class Stretch:
         """Its first and its last rounds, to be compared with those of the arms around it."""
         ends = [self.seconds[:COUNTED], self.seconds[COUNTED:][-COUNTED:]]
         return [turn_of(self.arm, end) for end in ends if end]
+
+    @property
+    def overhead(self) -> float:
+        """Seconds that changing to it took, and that its first rounds were slower by."""
+        usual = self.a_round
+        return self.changing + sum(min(took, HICCUP * usual) - usual for took in self.early)
 
     @property
     def a_round(self) -> float:
@@ -187,7 +202,7 @@ class Tuner:
 
     def _heed(self, stretch: Stretch) -> None:
         """Choose again soon where the text has changed, so that chains promise something else."""
-        if stretch.promise is None or stretch.done < SHORTEST:
+        if stretch.promise is None or stretch.done < SHORTEST or not stretch.arm.gamma:
             return
         if abs(self._promise(stretch.arm) - stretch.promise) > NEWS:
             stretch.rounds = min(stretch.rounds, stretch.done)
@@ -201,8 +216,9 @@ class Tuner:
         self.rounds[stretch.arm] += stretch.done
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
-        if stretch.behind:
-            self._spent[stretch.arm.family] += stretch.behind * seconds + stretch.changing
+        if stretch.challenger is not None:
+            lost = stretch.behind * seconds + stretch.overhead
+            self._spent[stretch.challenger.family] += lost
         self._turns += stretch.turns()
 
     # ------------------------------------------------------------------ choosing
@@ -215,13 +231,15 @@ class Tuner:
         arm = self._next_of_sweep(speed, covariance) if self._sweeping else None
         if arm is not None:
             return _turn(arm)
+        turns = self._challengers(speed, covariance, last)
         settled = Stretch(
             self.best,
             self._rounds_to_choose(last),
+            challenger=turns[-1].challenger if turns else None,
             is_trial=False,
             promise=self._promise(self.best),
         )
-        self._plan = [settled, *self._challengers(speed, covariance, last)[::-1]]
+        self._plan = [settled, *turns[::-1]]
         return self._plan.pop()
 
     @property
@@ -267,10 +285,10 @@ class Tuner:
             if arm is None:
                 break
             ratio = math.exp(speed[self.arms.index(arm)] - speed[self._best_index])
-            behind = SWITCH + max(0.0, 1.0 - ratio)
-            turns += [_turn(arm, behind), _turn(self.best)]
+            behind = max(0.0, 1.0 - ratio)
+            turns += [_turn(arm, behind, arm), _turn(self.best, 0.0, arm)]
             seconds = self._rounds_of_a_turn(arm, last) * self._expected_round(arm, last)
-            spent[arm.family] += behind * seconds
+            spent[arm.family] += (SWITCH + behind) * seconds
             if sum(spent.values()) > allowed:
                 break
         return turns[:-1]
@@ -294,8 +312,12 @@ class Tuner:
 
     def _rounds_to_choose(self, last: Stretch) -> int:
         """After so many rounds another choice costs about its share."""
-        rounds = self._choosing / (SHARE * last.a_round) if last.a_round else 0.0
-        return int(min(LONGEST, max(SHORTEST, rounds)))
+        if not last.a_round:
+            return SHORTEST
+        seconds = self._choosing / SHARE
+        if not self.best.gamma:  # nothing is learnt while it runs: until challengers may run again
+            seconds = max(seconds, (sum(self._spent.values()) - self._allowance()) / LOSS)
+        return int(min(LONGEST, max(SHORTEST, seconds / last.a_round)))
 
     def _allowance(self) -> float:
         """Seconds that challengers may have lost; a larger share at first."""
@@ -307,7 +329,8 @@ class Tuner:
         if not before.a_round:
             return TURN
         enough = min(TURN, max(SHORT_TURN, math.ceil(ENOUGH / before.a_round)))
-        warm = min(MOST_WARM, int(WARM / self._expected_round(arm, before)))
+        seconds, most = (WARM, MOST_WARM) if arm.gamma else (WARM_AR, MOST_WARM_AR)
+        warm = min(most, int(seconds / self._expected_round(arm, before)))
         return max(enough, warm + COUNTED)
 
     def _expected_round(self, arm: Arm, before: Stretch) -> float:
@@ -342,5 +365,5 @@ def _landmarks(arms: Sequence[Arm]) -> list[Arm]:
     return found
 
 
-def _turn(arm: Arm, behind: float = 0.0) -> Stretch:
-    return Stretch(arm, TURN, behind=behind)
+def _turn(arm: Arm, behind: float = 0.0, challenger: Arm | None = None) -> Stretch:
+    return Stretch(arm, TURN, behind=behind, challenger=challenger)
