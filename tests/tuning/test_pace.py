@@ -7,7 +7,8 @@ import pytest
 
 from specbranch.session import Settings
 from specbranch.tuning import Arm, arms_of
-from specbranch.tuning.pace import MOST, Pace, Turn, turn_of
+from specbranch.tuning.belief import prior_covariance
+from specbranch.tuning.pace import MOST, PRIOR, Pace, Turn, turn_of
 
 ARMS = arms_of(Settings(gamma=4, k_max=2))
 NUM_SWEEPS = 12
@@ -53,6 +54,25 @@ def test_ratios_come_out_whatever_the_machine_does(slower: float, every: int) ->
     assert max(errors) < 0.12, errors
     if slower > 1.0:
         assert np.mean(plain) > 0.15, "means would do, so this shows nothing"
+
+
+def test_what_is_believed_is_as_far_off_as_it_may_be() -> None:
+    """Each turn is in two ratios, some of which are far off: they tell less than their number."""
+    root = np.linalg.cholesky(prior_covariance(ARMS, PRIOR) + 1e-9 * np.eye(len(ARMS)))
+    scores = []
+    for seed in range(60):
+        pace, rng = Pace(ARMS), np.random.default_rng(seed)
+        true = root @ rng.standard_normal(len(ARMS))
+        block = []
+        for idx in np.concatenate([rng.permutation(len(ARMS)) for _ in range(3)]):
+            noise = 0.11 * rng.standard_t(3)
+            block.append(Turn(ARMS[idx], float(np.exp(true[idx] + noise))))
+        pace.add(block, 0.0)
+        mean, covariance = pace.belief()
+        spread = covariance.diagonal() + covariance[0, 0] - 2.0 * covariance[0]
+        wrong = mean - mean[0] - true + true[0]
+        scores += list(wrong[1:] / np.sqrt(spread[1:]))
+    assert 0.8 < np.sqrt(np.mean(np.square(scores))) < 1.25
 
 
 def test_a_turn_without_another_tells_nothing() -> None:
@@ -101,11 +121,11 @@ def test_a_hiccup_counts_for_little() -> None:
 
 @pytest.mark.parametrize("plain", [0.5, 1.6])
 def test_plain_rounds_may_be_far_from_the_line_of_those_that_draft(plain: float) -> None:
-    """Two sweeps show that ``ar`` is twice as fast, or half as fast, as lengths let expect."""
+    """Three sweeps show that ``ar`` is twice as fast, or half as fast, as lengths let expect."""
     errors = []
     for seed in range(8):
         pace, rng = Pace(ARMS), np.random.default_rng(seed)
-        for now in range(2):
+        for now in range(3):
             block = []
             for idx in rng.permutation(len(ARMS)):
                 arm, noise = ARMS[idx], float(np.exp(0.05 * rng.standard_normal()))

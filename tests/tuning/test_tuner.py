@@ -12,7 +12,7 @@ from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
 from specbranch.tuning import Arm, Outcome, Stretch, Tuner, arms_of
-from specbranch.tuning.tuner import SWEEPS
+from specbranch.tuning.tuner import LOOK, SWEEPS
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
@@ -142,6 +142,45 @@ def test_a_family_that_may_be_the_best_one_leaves_some_turns_to_others(
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, np.diag(spread)))
     turns = _turns_of_families(tuner, 3000)
     assert turns["specbranch overlap"] > turns["sps"] > 2 and turns["ar"] > 2, turns
+
+
+def test_a_challenger_is_charged_for_what_follows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Changing to it and back, and first rounds that are slower than later ones."""
+    tuner = _swept_tuner()
+    speed = np.array([0.0 if arm == tuner.best else -0.5 for arm in tuner.arms])
+    monkeypatch.setattr(tuner, "speeds", lambda: (speed, 1e-6 * np.eye(len(speed))))
+    while tuner.stretch.challenger is None:
+        _rounds_of_next(tuner, 0.005)
+    challenger, before, wanted = tuner.stretch.challenger, dict(tuner._spent), 0.0
+    while tuner.stretch.challenger == challenger:
+        stretch = tuner.stretch
+        while tuner.stretch is stretch:
+            is_early = stretch.done < stretch.warm_up
+            changing = 0.003 if stretch.done == 0 else 0.0
+            wanted += changing + 0.002 * is_early
+            seconds = 0.007 if is_early else 0.005
+            tuner.observe(stretch, [seconds], [Outcome(0, 0)], changing=changing)
+            tuner.next_arm()
+        wanted += stretch.behind * stretch.done * 0.005
+    spent = {name: tuner._spent[name] - before[name] for name in before}
+    assert spent.pop(challenger.family) == pytest.approx(wanted) and wanted > 0.01
+    assert not any(spent.values())
+
+
+def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
+    """With a draft a look tells something, so that a choice may be another one."""
+    rounds = {}
+    for best in (Arm("ar"), Arm("sps", 2)):
+        tuner = _swept_tuner()
+        tuner.best, tuner._choosing, tuner._seconds = best, 1e-4, 10.0
+        tuner._spent["sps"] = tuner._allowance() + 0.004  # a second's worth
+        rounds[best.policy] = tuner._rounds_to_choose(Stretch(best, 8, seconds=[0.005] * 8))
+    assert rounds["ar"] == pytest.approx(200, abs=1) and rounds["sps"] == 8
+
+
+def test_rounds_without_a_draft_are_looked_at_together() -> None:
+    assert Stretch(Arm("ar"), 500).to_next_look == 500
+    assert Stretch(Arm("sps", 2), 500).to_next_look == LOOK < 500
 
 
 def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
