@@ -96,13 +96,13 @@ class Auto:
 
     def _look(self, session: Session) -> None:
         """Tell what came of the last rounds, and go on with what is chosen then."""
-        started = time.perf_counter()
-        self._began = min(self._began, started)
+        self._began = min(self._began, time.perf_counter())
         self._catch_up()
         arm = self.tuner.next_arm(has_chain=self._chain_length > 0)
         self._stretch = self.tuner.stretch
         self._left = self._stretch.to_next_look
         if arm != self._arm:
+            started = time.perf_counter()
             self._change(session, arm)
             self._changing = time.perf_counter() - started
 

@@ -29,7 +29,7 @@ TURN, SHORT_TURN = 6, 4  # rounds, at least: of short ones, of long ones
 COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 WARM, MOST_WARM = 0.006, 8  # seconds, rounds: caches hold what was used before
-WARM_AR, MOST_WARM_AR = 0.016, 20  # of rounds that hardly use the caches for anything but weights
+WARM_AR, MOST_WARM_AR = 0.016, 20  # of ar, whose rounds get faster for so long behind a draft's
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
@@ -40,13 +40,13 @@ LOOK = 128  # rounds, at most, after which it is told what became of them
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
 LOSS = 0.004  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
-SWITCH = 0.1  # share of a challenger's time that changing is thought to cost, before it is measured
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 SPARE = 0.7  # of what challengers may lose: as long as less is lost, other families get a turn
 CHALLENGERS = 4  # of one choice, at most
 SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
+SWITCH = 0.02  # share of a challenger's time that it is charged beside what is measured
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Stretch:
     rounds: int
     turn: int = TURN  # rounds that say how long its rounds take, and those before them
     behind: float = 0.0  # share of its time that it is thought to lose
-    challenger: Arm | None = None  # whom its changing is charged to: itself, or the one before it
+    challenger: Arm | None = None  # whose trial this is, or follows: what it loses is charged to it
     is_trial: bool = True  # whether others run beside it, to be compared with
     promise: float | None = None  # logarithm of tokens a round; None: it ends when it ends
     done: int = 0
     odd: int = 0  # of these, at the beginning or the end of a request
-    seconds: list[float] = field(default_factory=list)  # of rounds that were timed
-    early: list[float] = field(default_factory=list)  # of those before them
+    seconds: list[float] = field(default_factory=list)  # of rounds that count
+    early: list[float] = field(default_factory=list)  # of the warm-up
     changing: float = 0.0  # seconds
 
     @property
@@ -76,8 +76,7 @@ class Stretch:
     @property
     def to_next_look(self) -> int:
         """Rounds, at least one: looking costs time, and slows down the rounds that follow."""
-        left = max(1, self._most - self.done)
-        return min(LOOK, left) if self.arm.gamma else left  # nothing is seen without a draft
+        return min(LOOK, max(1, self._most - self.done))
 
     @property
     def is_over(self) -> bool:
@@ -123,9 +122,16 @@ class Stretch:
 
     @property
     def overhead(self) -> float:
-        """Seconds that changing to it took, and that its first rounds were slower by."""
-        usual = self.a_round
-        return self.changing + sum(min(took, HICCUP * usual) - usual for took in self.early)
+        """Seconds that changing to it took, and that its first rounds were slower by.
+
+        Slower than the next ones: a machine's speed changes.
+        """
+        turns = self.turns()
+        if not turns:
+            return self.changing
+        usual = turns[0].seconds
+        slower = sum(min(took, HICCUP * usual) - usual for took in self.early)
+        return self.changing + max(0.0, slower)
 
     @property
     def a_round(self) -> float:
@@ -196,19 +202,20 @@ class Tuner:
         if stretch is not self.stretch:  # another request of this engine has gone on to the next
             self._gain.observe(stretch.arm, seen, len(seen))
             return
-        stretch.changing += changing
+        if stretch.is_trial or not stretch.done:  # later ones are of requests that begin
+            stretch.changing += changing
         self._gain.observe(stretch.arm, seen, stretch.add(seconds, seen))
         self._heed(stretch)
 
     def _heed(self, stretch: Stretch) -> None:
         """Choose again soon where the text has changed, so that chains promise something else."""
-        if stretch.promise is None or stretch.done < SHORTEST or not stretch.arm.gamma:
+        if stretch.promise is None or stretch.done < SHORTEST:
             return
         if abs(self._promise(stretch.arm) - stretch.promise) > NEWS:
             stretch.rounds = min(stretch.rounds, stretch.done)
 
     def _promise(self, arm: Arm) -> float:
-        return math.log(self._gain.predict(arm))
+        return math.log(self._gain.predict(arm)) if arm.gamma else 0.0
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
@@ -285,10 +292,10 @@ class Tuner:
             if arm is None:
                 break
             ratio = math.exp(speed[self.arms.index(arm)] - speed[self._best_index])
-            behind = max(0.0, 1.0 - ratio)
+            behind = SWITCH + max(0.0, 1.0 - ratio)
             turns += [_turn(arm, behind, arm), _turn(self.best, 0.0, arm)]
             seconds = self._rounds_of_a_turn(arm, last) * self._expected_round(arm, last)
-            spent[arm.family] += (SWITCH + behind) * seconds
+            spent[arm.family] += behind * seconds
             if sum(spent.values()) > allowed:
                 break
         return turns[:-1]
@@ -311,13 +318,19 @@ class Tuner:
         return max(same, key=lambda idx: float(speed[idx]))
 
     def _rounds_to_choose(self, last: Stretch) -> int:
-        """After so many rounds another choice costs about its share."""
+        """After so many rounds another choice costs about its share.
+
+        While ``ar`` runs nothing is seen of the text, so that there is nothing to choose before
+        challengers may run again. (What they show is told at the choice behind their trials, which
+        is planned while they may still run.)
+        """
         if not last.a_round:
             return SHORTEST
         seconds = self._choosing / SHARE
-        if not self.best.gamma:  # nothing is learnt while it runs: until challengers may run again
+        if not self.best.gamma:
             seconds = max(seconds, (sum(self._spent.values()) - self._allowance()) / LOSS)
-        return int(min(LONGEST, max(SHORTEST, seconds / last.a_round)))
+        rounds = seconds / self._expected_round(self.best, last)
+        return int(min(LONGEST, max(SHORTEST, rounds)))
 
     def _allowance(self) -> float:
         """Seconds that challengers may have lost; a larger share at first."""

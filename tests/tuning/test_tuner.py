@@ -12,7 +12,7 @@ from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
 from specbranch.tuning import Arm, Outcome, Stretch, Tuner, arms_of
-from specbranch.tuning.tuner import LOOK, SWEEPS
+from specbranch.tuning.tuner import LONGEST, SWEEPS
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
@@ -140,7 +140,7 @@ def test_a_family_that_may_be_the_best_one_leaves_some_turns_to_others(
     speed[best] = 0.0
     spread = np.where(speed == -0.02, 0.04, 1e-6)
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, np.diag(spread)))
-    turns = _turns_of_families(tuner, 3000)
+    turns = _turns_of_families(tuner, 5000)
     assert turns["specbranch overlap"] > turns["sps"] > 2 and turns["ar"] > 2, turns
 
 
@@ -176,11 +176,27 @@ def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
         tuner._spent["sps"] = tuner._allowance() + 0.004  # a second's worth
         rounds[best.policy] = tuner._rounds_to_choose(Stretch(best, 8, seconds=[0.005] * 8))
     assert rounds["ar"] == pytest.approx(200, abs=1) and rounds["sps"] == 8
+    tuner.best, tuner._spent["sps"] = Arm("ar"), 1e6
+    assert tuner._rounds_to_choose(Stretch(Arm("ar"), 8, seconds=[0.005])) == LONGEST
 
 
-def test_rounds_without_a_draft_are_looked_at_together() -> None:
-    assert Stretch(Arm("ar"), 500).to_next_look == 500
-    assert Stretch(Arm("sps", 2), 500).to_next_look == LOOK < 500
+def test_hiccups_and_machines_that_change_are_nobodys_overhead() -> None:
+    arm = Arm("sps", 3)
+    for seconds, slower in (([0.01] * 4 + [0.05] * 40, 0.02), ([0.01] * 3 + [0.5], 0.01 * 0.5)):
+        stretch = Stretch(arm, 60, turn=6, changing=0.003, is_trial=False)
+        took = [0.02, 0.02, *seconds]
+        stretch.add(took, [Outcome(3, 1)] * len(took))
+        assert stretch.warm_up == 2
+        assert stretch.overhead == pytest.approx(0.003 + slower, abs=0.006)
+
+
+def test_requests_that_begin_are_not_charged_to_the_last_challenger() -> None:
+    tuner = _swept_tuner()
+    tuner.stretch = Stretch(Arm("sps", 2), 400, challenger=Arm("ar"), is_trial=False)
+    stretch = tuner.stretch
+    for _ in range(10):
+        tuner.observe(stretch, [0.005] * 8, [Outcome(2, 0)] * 8, changing=0.001)
+    assert stretch.changing == 0.001
 
 
 def test_requests_that_are_too_short_for_an_arm_do_not_keep_it_on() -> None:
