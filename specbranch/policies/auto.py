@@ -26,7 +26,7 @@ from .sps import SpeculativeSampling
 
 # Bounds of the arms, where nothing else is asked for, and the only way to verify.
 DEFAULTS: dict[str, int | str] = {"gamma": 8, "k_max": 4, "verify": "coupled"}
-# Seconds in which the threads that read the prompt still wait for more work, and use up a core.
+# Seconds in which caches fill with weights, and threads that read the prompt use up a core.
 BEGINNING = 0.008
 
 
