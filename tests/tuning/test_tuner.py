@@ -180,6 +180,16 @@ def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
     assert tuner._rounds_to_choose(Stretch(Arm("ar"), 8, seconds=[0.005])) == LONGEST
 
 
+@pytest.mark.parametrize(
+    ("seconds", "lengths"), [(5e-4, (24, 12)), (2e-3, (12, 7)), (0.05, (4, 4))]
+)
+def test_turns_of_short_rounds_are_longer(seconds: float, lengths: tuple[int, int]) -> None:
+    """Those of ``ar`` more so: behind a draft's its rounds get faster for longer."""
+    tuner, before = _swept_tuner(), Stretch(Arm("sps", 2), 8, seconds=[seconds])
+    found = [tuner._rounds_of_a_turn(arm, before) for arm in (Arm("ar"), Arm("sps", 3))]
+    assert tuple(found) == lengths
+
+
 def test_hiccups_and_machines_that_change_are_nobodys_overhead() -> None:
     arm = Arm("sps", 3)
     for seconds, slower in (([0.01] * 4 + [0.05] * 40, 0.02), ([0.01] * 3 + [0.5], 0.01 * 0.5)):
