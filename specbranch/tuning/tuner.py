@@ -30,6 +30,7 @@ COUNTED = 4  # rounds of a turn, at most
 ENOUGH = 0.03  # seconds after which a turn need not be longer
 WARM, MOST_WARM = 0.006, 8  # seconds, rounds: caches hold what was used before
 WARM_AR, MOST_WARM_AR = 0.016, 20  # of ar, whose rounds get faster for so long behind a draft's
+CLEAR = 0.15  # share of its time that ar is thought to lose, from which on 6 ms are enough
 SWEEPS = 4  # at most, before the first choice
 PLAUSIBLE = 1.0  # standard deviations that an arm may be behind and is still swept
 SHORTEST = 8  # rounds to the next choice
@@ -38,12 +39,12 @@ SHARE = 0.003  # of the time, for choosing
 NEWS = 0.1  # change of the tokens a round that are expected of the running arm, at which to choose
 LOOK = 128  # rounds, at most, after which it is told what became of them
 PATIENCE = 16  # rounds that a change waits at most for a chain to end by itself
-LOSS = 0.004  # share of the time that challengers may lose, in the long run
+LOSS = 0.005  # share of the time that challengers may lose, in the long run
 YOUTH = 6000.0  # rounds, after which it is still about twice that share
 HOPE = 0.7  # of the standard deviation, by which arms are drawn better or worse than they seem
 SPARE = 0.7  # of what challengers may lose: as long as less is lost, other families get a turn
 CHALLENGERS = 4  # of one choice, at most
-SEEN = 0.05  # of what challengers may lose, for each other family, whatever is drawn
+SEEN = 0.15  # of what challengers may lose, for each other family, whatever is drawn
 BETTER = 0.01  # what another arm must promise to be changed to
 WORTH = 0.01  # by which a challenger must be drawn better
 SWITCH = 0.02  # share of a challenger's time that it is charged beside what is measured
@@ -126,12 +127,14 @@ class Stretch:
 
         Slower than the next ones: a machine's speed changes.
         """
-        turns = self.turns()
-        if not turns:
-            return self.changing
-        usual = turns[0].seconds
+        usual = self.usual
         slower = sum(min(took, HICCUP * usual) - usual for took in self.early)
         return self.changing + max(0.0, slower)
+
+    @property
+    def usual(self) -> float:
+        """Seconds of one of the first rounds that count, hiccups left out; 0 where none did."""
+        return turn_of(self.arm, self.seconds[:COUNTED]).seconds if self.seconds else 0.0
 
     @property
     def a_round(self) -> float:
@@ -179,7 +182,8 @@ class Tuner:
                 started = self._clock()
                 self.stretch = self._choose(stretch)
                 self._choosing = self._clock() - started
-            turn = self.stretch.turn = self._rounds_of_a_turn(self.stretch.arm, stretch)
+            turn = self._rounds_of_a_turn(self.stretch.arm, self.stretch.behind, stretch)
+            self.stretch.turn = turn
             self.stretch.rounds = turn if self.stretch.is_trial else max(turn, self.stretch.rounds)
         return self.stretch.arm
 
@@ -224,7 +228,7 @@ class Tuner:
         seconds = stretch.done * stretch.a_round
         self._seconds += seconds + stretch.changing
         if stretch.challenger is not None:
-            lost = stretch.behind * seconds + stretch.overhead
+            lost = stretch.behind * stretch.done * stretch.usual + stretch.overhead
             self._spent[stretch.challenger.family] += lost
         self._turns += stretch.turns()
 
@@ -294,7 +298,8 @@ class Tuner:
             ratio = math.exp(speed[self.arms.index(arm)] - speed[self._best_index])
             behind = SWITCH + max(0.0, 1.0 - ratio)
             turns += [_turn(arm, behind, arm), _turn(self.best, 0.0, arm)]
-            seconds = self._rounds_of_a_turn(arm, last) * self._expected_round(arm, last)
+            rounds = self._rounds_of_a_turn(arm, behind, last)
+            seconds = rounds * self._expected_round(arm, last)
             spent[arm.family] += behind * seconds
             if sum(spent.values()) > allowed:
                 break
@@ -337,12 +342,16 @@ class Tuner:
         rounds = sum(self.rounds.values())
         return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
 
-    def _rounds_of_a_turn(self, arm: Arm, before: Stretch) -> int:
-        """Long rounds need no mean of many: what disturbs one of them is short beside it."""
+    def _rounds_of_a_turn(self, arm: Arm, behind: float, before: Stretch) -> int:
+        """Long rounds need no mean of many: what disturbs one of them is short beside it.
+
+        ``behind``: where that is much, a turn may be short of the last few percent.
+        """
         if not before.a_round:
             return TURN
         enough = min(TURN, max(SHORT_TURN, math.ceil(ENOUGH / before.a_round)))
-        seconds, most = (WARM, MOST_WARM) if arm.gamma else (WARM_AR, MOST_WARM_AR)
+        is_long = not arm.gamma and behind < CLEAR
+        seconds, most = (WARM_AR, MOST_WARM_AR) if is_long else (WARM, MOST_WARM)
         warm = min(most, int(seconds / self._expected_round(arm, before)))
         return max(enough, warm + COUNTED)
 

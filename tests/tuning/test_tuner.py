@@ -12,7 +12,7 @@ from tuning.world import World, fixed_speed, tuned_speed
 
 from specbranch.session import Settings
 from specbranch.tuning import Arm, Outcome, Stretch, Tuner, arms_of
-from specbranch.tuning.tuner import LONGEST, SWEEPS
+from specbranch.tuning.tuner import LONGEST, LOSS, SWEEPS
 
 SETTINGS = Settings(gamma=6, k_max=4)
 TOKENS = 20000
@@ -173,7 +173,7 @@ def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
     for best in (Arm("ar"), Arm("sps", 2)):
         tuner = _swept_tuner()
         tuner.best, tuner._choosing, tuner._seconds = best, 1e-4, 10.0
-        tuner._spent["sps"] = tuner._allowance() + 0.004  # a second's worth
+        tuner._spent["sps"] = tuner._allowance() + LOSS * 1.0  # a second's worth
         rounds[best.policy] = tuner._rounds_to_choose(Stretch(best, 8, seconds=[0.005] * 8))
     assert rounds["ar"] == pytest.approx(200, abs=1) and rounds["sps"] == 8
     tuner.best, tuner._spent["sps"] = Arm("ar"), 1e6
@@ -186,8 +186,10 @@ def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
 def test_turns_of_short_rounds_are_longer(seconds: float, lengths: tuple[int, int]) -> None:
     """Those of ``ar`` more so: behind a draft's its rounds get faster for longer."""
     tuner, before = _swept_tuner(), Stretch(Arm("sps", 2), 8, seconds=[seconds])
-    found = [tuner._rounds_of_a_turn(arm, before) for arm in (Arm("ar"), Arm("sps", 3))]
+    found = [tuner._rounds_of_a_turn(arm, 0.0, before) for arm in (Arm("ar"), Arm("sps", 3))]
     assert tuple(found) == lengths
+    far = tuner._rounds_of_a_turn(Arm("ar"), 0.3, before)
+    assert far == lengths[1], "it need not be known to a few percent"
 
 
 def test_hiccups_and_machines_that_change_are_nobodys_overhead() -> None:
