@@ -134,7 +134,8 @@ class Stretch:
     @property
     def usual(self) -> float:
         """Seconds of one of the first rounds that count, hiccups left out; 0 where none did."""
-        return turn_of(self.arm, self.seconds[:COUNTED]).seconds if self.seconds else 0.0
+        turns = self.turns()
+        return turns[0].seconds if turns else 0.0
 
     @property
     def a_round(self) -> float:
@@ -182,8 +183,7 @@ class Tuner:
                 started = self._clock()
                 self.stretch = self._choose(stretch)
                 self._choosing = self._clock() - started
-            turn = self._rounds_of_a_turn(self.stretch.arm, self.stretch.behind, stretch)
-            self.stretch.turn = turn
+            turn = self.stretch.turn = self._rounds_of_a_turn(self.stretch, stretch)
             self.stretch.rounds = turn if self.stretch.is_trial else max(turn, self.stretch.rounds)
         return self.stretch.arm
 
@@ -219,7 +219,7 @@ class Tuner:
             stretch.rounds = min(stretch.rounds, stretch.done)
 
     def _promise(self, arm: Arm) -> float:
-        return math.log(self._gain.predict(arm)) if arm.gamma else 0.0
+        return math.log(self._gain.predict(arm))
 
     def _account(self, stretch: Stretch) -> None:
         """Keep what a stretch brought."""
@@ -248,7 +248,7 @@ class Tuner:
             self._rounds_to_choose(last),
             challenger=turns[-1].challenger if turns else None,
             is_trial=False,
-            promise=self._promise(self.best),
+            promise=self._promise(self.best) if self.best.gamma else None,
         )
         self._plan = [settled, *turns[::-1]]
         return self._plan.pop()
@@ -297,9 +297,9 @@ class Tuner:
                 break
             ratio = math.exp(speed[self.arms.index(arm)] - speed[self._best_index])
             behind = SWITCH + max(0.0, 1.0 - ratio)
-            turns += [_turn(arm, behind, arm), _turn(self.best, 0.0, arm)]
-            rounds = self._rounds_of_a_turn(arm, behind, last)
-            seconds = rounds * self._expected_round(arm, last)
+            trial = _turn(arm, behind, arm)
+            turns += [trial, _turn(self.best, challenger=arm)]
+            seconds = self._rounds_of_a_turn(trial, last) * self._expected_round(arm, last)
             spent[arm.family] += behind * seconds
             if sum(spent.values()) > allowed:
                 break
@@ -342,17 +342,17 @@ class Tuner:
         rounds = sum(self.rounds.values())
         return LOSS * self._seconds * (1.0 + YOUTH / (rounds + YOUTH / 8))
 
-    def _rounds_of_a_turn(self, arm: Arm, behind: float, before: Stretch) -> int:
+    def _rounds_of_a_turn(self, stretch: Stretch, before: Stretch) -> int:
         """Long rounds need no mean of many: what disturbs one of them is short beside it.
 
-        ``behind``: where that is much, a turn may be short of the last few percent.
+        Of an arm that is far behind the last few percent need not be known.
         """
         if not before.a_round:
             return TURN
         enough = min(TURN, max(SHORT_TURN, math.ceil(ENOUGH / before.a_round)))
-        is_long = not arm.gamma and behind < CLEAR
+        is_long = not stretch.arm.gamma and stretch.behind < CLEAR
         seconds, most = (WARM_AR, MOST_WARM_AR) if is_long else (WARM, MOST_WARM)
-        warm = min(most, int(seconds / self._expected_round(arm, before)))
+        warm = min(most, int(seconds / self._expected_round(stretch.arm, before)))
         return max(enough, warm + COUNTED)
 
     def _expected_round(self, arm: Arm, before: Stretch) -> float:

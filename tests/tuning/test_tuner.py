@@ -140,7 +140,7 @@ def test_a_family_that_may_be_the_best_one_leaves_some_turns_to_others(
     speed[best] = 0.0
     spread = np.where(speed == -0.02, 0.04, 1e-6)
     monkeypatch.setattr(tuner, "speeds", lambda: (speed, np.diag(spread)))
-    turns = _turns_of_families(tuner, 5000)
+    turns = _turns_of_families(tuner, 3000)
     assert turns["specbranch overlap"] > turns["sps"] > 2 and turns["ar"] > 2, turns
 
 
@@ -186,9 +186,9 @@ def test_while_ar_runs_nothing_is_chosen_before_challengers_may_run() -> None:
 def test_turns_of_short_rounds_are_longer(seconds: float, lengths: tuple[int, int]) -> None:
     """Those of ``ar`` more so: behind a draft's its rounds get faster for longer."""
     tuner, before = _swept_tuner(), Stretch(Arm("sps", 2), 8, seconds=[seconds])
-    found = [tuner._rounds_of_a_turn(arm, 0.0, before) for arm in (Arm("ar"), Arm("sps", 3))]
-    assert tuple(found) == lengths
-    far = tuner._rounds_of_a_turn(Arm("ar"), 0.3, before)
+    turns = [Stretch(arm, 6) for arm in (Arm("ar"), Arm("sps", 3))]
+    assert tuple(tuner._rounds_of_a_turn(turn, before) for turn in turns) == lengths
+    far = tuner._rounds_of_a_turn(Stretch(Arm("ar"), 6, behind=0.3), before)
     assert far == lengths[1], "it need not be known to a few percent"
 
 
